@@ -1,0 +1,52 @@
+"""Errors, sorted by who can fix them.
+
+    HpcwrapError
+    ├── UserError   the user's: wrong name, no permission, broken image, no such command
+    ├── SiteError   the site's: registry down, store full, settings wrong
+    └── NodeError   the node's: no loop device, kernel too old; the only one that drains a node
+
+Every message is one sentence without a final full stop: verb, object, reason.  The hint says
+what to do about it.
+"""
+
+from __future__ import annotations
+
+EXIT_USER = 2
+EXIT_SITE = 3
+EXIT_NODE = 4
+EXIT_BUG = 70
+
+
+class HpcwrapError(Exception):
+    """An expected failure: told in one sentence, never with a traceback."""
+
+    who = "site"
+    exit_code = EXIT_SITE
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def sentence(self) -> str:
+        """Message and hint as one line, fit for a job's stderr."""
+        text = f"{self.message} ({self.hint})" if self.hint else self.message
+        return " ".join(text.split())
+
+
+class UserError(HpcwrapError):
+    """The user asked for something that does not exist, is not allowed or does not work."""
+
+    who = "user"
+    exit_code = EXIT_USER
+
+
+class SiteError(HpcwrapError):
+    """The site's settings or services are at fault; the job fails, the node stays in service."""
+
+
+class NodeError(HpcwrapError):
+    """This node cannot run containers at all: the scheduler should drain it."""
+
+    who = "node"
+    exit_code = EXIT_NODE

@@ -1,0 +1,68 @@
+"""Every path that hpcwrap uses; no other module computes one of its own.
+
+`prefix()` is where hpcwrap is installed (a virtual environment, /opt/hpcwrap by default) or, in a
+checkout, the repository's root.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+RUN = "/run/hpcwrap"
+"""Node-local, root-owned, gone after a reboot: what running jobs need."""
+
+JOBS = RUN + "/jobs"
+"""A directory for each job with a container on this node (a private mount, 0711)."""
+
+CONFIG_FILE = "/etc/hpcwrap/hpcwrap.yaml"
+"""The site's settings; $HPCWRAP_CONFIG names another file (ignored when set-uid or in a hook)."""
+
+ENVIRONMENTS_NAME = "environments.d"
+"""Directory of environments, beside the settings file."""
+
+
+class JobPaths:
+    """What lies in the directory of one job on one node."""
+
+    def __init__(self, job_id: str, jobs: str = JOBS) -> None:
+        self.directory = os.path.join(jobs, job_id)
+        self.record = os.path.join(self.directory, "record.json")
+        self.entry = os.path.join(self.directory, "entry")
+        self.error = os.path.join(self.directory, "error")
+        self.namespaces = os.path.join(self.directory, "ns")
+        self.mount_namespace = os.path.join(self.namespaces, "mnt")
+        self.user_namespace = os.path.join(self.namespaces, "user")
+        self.holder = os.path.join(self.directory, "holder")
+
+
+def prefix() -> str:
+    """Where hpcwrap's programs and data lie: the virtual environment, or the checkout."""
+    checkout = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    if os.path.exists(os.path.join(checkout, "pyproject.toml")):
+        return checkout
+    return sys.prefix
+
+
+def data(*names: str) -> str:
+    """A shipped data file or directory: ``data("templates")``, ``data("prolog", "slurm.sh")``."""
+    root = prefix()
+    installed = os.path.join(root, "share", "hpcwrap")
+    return os.path.join(installed if os.path.isdir(installed) else root, *names)
+
+
+def enter_program() -> str:
+    """The compiled rank entry program, native/hpcwrap-enter."""
+    return _built("libexec/hpcwrap/hpcwrap-enter", "hpcwrap-enter")
+
+
+def spank_plugin() -> str:
+    """The compiled SPANK plugin."""
+    return _built("lib/hpcwrap/spank_hpcwrap.so", "spank_hpcwrap.so")
+
+
+def _built(installed: str, name: str) -> str:
+    root = prefix()
+    if os.path.exists(os.path.join(root, "pyproject.toml")):
+        return os.path.join(root, "native", "build", name)
+    return os.path.join(root, installed)

@@ -1,0 +1,160 @@
+"""The one room for subprocesses: argv lists, a built environment, errors that name the command.
+
+Imports `subprocess` only inside the functions: the prolog of a warm job runs none, and the import
+costs a third of its budget.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from typing import TYPE_CHECKING, Dict, Mapping, NamedTuple, NoReturn, Optional, Sequence
+
+from hpcwrap.errors import HpcwrapError, SiteError
+
+if TYPE_CHECKING:
+    from subprocess import Popen
+    from typing import IO, Callable, Union
+
+    Stream = Union[int, IO[bytes], None]
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+PASSED_ON = ("TERM", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR")
+
+
+class CommandFailed(HpcwrapError):
+    """A command ended with another code than 0; keeps what it printed."""
+
+    def __init__(self, argv: Sequence[str], returncode: int, stderr: str) -> None:
+        self.argv = list(argv)
+        self.returncode = returncode
+        self.stderr = stderr
+        super().__init__(f"{argv[0]} failed: {_ending(returncode)}: {last_line(stderr)}")
+
+
+class Identity(NamedTuple):
+    """Whom a child process becomes: numeric ids and all supplementary groups."""
+
+    uid: int
+    gid: int
+    groups: Sequence[int] = ()
+
+
+def find_program(*names: str) -> Optional[str]:
+    """Full path of the first of the programs that is installed, or None."""
+    for name in names:
+        for directory in PATH.split(":"):
+            path = os.path.join(directory, name)
+            if os.access(path, os.X_OK):
+                return path
+    return None
+
+
+def need_program(name: str, package: str) -> str:
+    """Full path of a program that must be there.
+
+    Raises SiteError naming the package to install.
+    """
+    path = find_program(name)
+    if path is None:
+        raise SiteError(f"cannot find the program {name}", f"install {package} on this host")
+    return path
+
+
+def base_environment(**more: str) -> Dict[str, str]:
+    """The environment of every child: fixed PATH and locale, proxies and terminal passed on."""
+    passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    return {**passed, "PATH": PATH, "LANG": "C.UTF-8", **more}
+
+
+def spawn(
+    argv: Sequence[str],
+    *,
+    stdin: Stream = None,
+    stdout: Stream = None,
+    stderr: Stream = None,
+    env: Optional[Mapping[str, str]] = None,
+    cwd: Optional[str] = None,
+    identity: Optional[Identity] = None,
+    pass_fds: Sequence[int] = (),
+    before_exec: Optional[Callable[[], None]] = None,
+) -> Popen[bytes]:
+    """Start a command without a shell; the caller waits for it.  stdin is /dev/null unless given.
+
+    Raises SiteError when the command cannot be started.
+    """
+    import subprocess
+
+    as_user = _identity_arguments(identity)
+    try:
+        return subprocess.Popen(
+            list(argv),
+            stdin=subprocess.DEVNULL if stdin is None else stdin,
+            stdout=stdout,
+            stderr=stderr,
+            env=dict(base_environment() if env is None else env),
+            cwd=cwd,
+            pass_fds=tuple(pass_fds),
+            preexec_fn=before_exec,
+            **as_user,
+        )
+    except OSError as error:
+        raise SiteError(f"cannot start {argv[0]}: {error.strerror}") from error
+
+
+def output(
+    argv: Sequence[str],
+    *,
+    env: Optional[Mapping[str, str]] = None,
+    identity: Optional[Identity] = None,
+    cwd: Optional[str] = None,
+    timeout: Optional[float] = None,
+) -> bytes:
+    """Run a command to its end and return its stdout; timeout in seconds.
+
+    Raises CommandFailed with its stderr, or SiteError when it takes too long.
+    """
+    import subprocess
+
+    child = spawn(
+        argv,
+        env=env,
+        identity=identity,
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        stdout, stderr = child.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.communicate()
+        raise SiteError(f"{shlex.join(argv)} did not end within {timeout:.0f} s") from None
+    if child.returncode:
+        raise CommandFailed(argv, child.returncode, stderr.decode(errors="replace"))
+    return stdout
+
+
+def execute(argv: Sequence[str], env: Mapping[str, str]) -> NoReturn:
+    """Replace this process by a command (full path in argv[0])."""
+    os.execve(argv[0], list(argv), dict(env))
+
+
+def last_line(text: str) -> str:
+    """The last line that says something: where programs put their error."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "no message"
+
+
+def _identity_arguments(identity: Optional[Identity]) -> Dict[str, object]:
+    if identity is None or os.geteuid() != 0:
+        return {}
+    return {"user": identity.uid, "group": identity.gid, "extra_groups": list(identity.groups)}
+
+
+def _ending(returncode: int) -> str:
+    import signal
+
+    if returncode >= 0:
+        return f"exit code {returncode}"
+    return f"killed by {signal.Signals(-returncode).name}"
