@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from typing import TYPE_CHECKING, Dict, Mapping, NamedTuple, NoReturn, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Dict, Mapping, NamedTuple, NoReturn, Optional, Sequence
 
 from hpcwrap.errors import HpcwrapError, SiteError
 
@@ -85,7 +85,7 @@ def spawn(
     """
     import subprocess
 
-    as_user = _identity_arguments(identity)
+    as_user: Any = _identity_arguments(identity)
     try:
         return subprocess.Popen(
             list(argv),
