@@ -14,7 +14,7 @@ from hpcwrap.errors import HpcwrapError, SiteError
 
 if TYPE_CHECKING:
     from subprocess import Popen
-    from typing import IO, Callable, Union
+    from typing import IO, Union
 
     Stream = Union[int, IO[bytes], None]
 
@@ -22,7 +22,7 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PASSED_ON = ("TERM", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
-class CommandFailed(HpcwrapError):
+class CommandError(HpcwrapError):
     """A command ended with another code than 0; keeps what it printed."""
 
     def __init__(self, argv: Sequence[str], returncode: int, stderr: str) -> None:
@@ -77,7 +77,6 @@ def spawn(
     cwd: Optional[str] = None,
     identity: Optional[Identity] = None,
     pass_fds: Sequence[int] = (),
-    before_exec: Optional[Callable[[], None]] = None,
 ) -> Popen[bytes]:
     """Start a command without a shell; the caller waits for it.  stdin is /dev/null unless given.
 
@@ -95,7 +94,6 @@ def spawn(
             env=dict(base_environment() if env is None else env),
             cwd=cwd,
             pass_fds=tuple(pass_fds),
-            preexec_fn=before_exec,
             **as_user,
         )
     except OSError as error:
@@ -112,7 +110,7 @@ def output(
 ) -> bytes:
     """Run a command to its end and return its stdout; timeout in seconds.
 
-    Raises CommandFailed with its stderr, or SiteError when it takes too long.
+    Raises CommandError with its stderr, or SiteError when it takes too long.
     """
     import subprocess
 
@@ -131,7 +129,7 @@ def output(
         child.communicate()
         raise SiteError(f"{shlex.join(argv)} did not end within {timeout:.0f} s") from None
     if child.returncode:
-        raise CommandFailed(argv, child.returncode, stderr.decode(errors="replace"))
+        raise CommandError(argv, child.returncode, stderr.decode(errors="replace"))
     return stdout
 
 
