@@ -1,0 +1,48 @@
+/* Join the container that the prolog built for a job on this node.
+ *
+ * Shared by hpcwrap-enter and the SPANK plugin.  The prolog compiles all that is needed into the
+ * file `entry` of the job's directory, described in docs/decisions/0030-entry-and-environment.md;
+ * nothing here parses anything else.
+ *
+ * Fallible functions return 0, or -1 with one sentence in `error` (ENTER_ERROR_SIZE bytes). */
+#ifndef HPCWRAP_ENTER_H
+#define HPCWRAP_ENTER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+enum { ENTER_ERROR_SIZE = 1024 };
+
+struct entry {
+    char *text;            /* the whole file; the strings below point into it */
+    const char *first;     /* its first instruction */
+    const char *limit;     /* one past its last byte */
+    const char *container; /* NAME@DIGEST */
+    const char *workdir;   /* the environment's own working directory, or NULL */
+    int user_namespace;    /* descriptors, close-on-exec; -1 = none to join */
+    int mount_namespace;
+};
+
+/* Where a program keeps the environment of the command that it starts. */
+struct variables {
+    const char *(*get)(void *where, const char *name); /* valid until the next set or unset */
+    bool (*set)(void *where, const char *name, const char *value);
+    bool (*unset)(void *where, const char *name);
+    void *where;
+};
+
+/* Read the record in a job's directory: the error of a failed prolog, or its entry, whose
+ * namespaces are opened at once, for their paths may mean nothing in the caller's later ones. */
+int enter_open(struct entry *entry, int directory, char *error);
+
+/* Enter the namespaces; afterwards the working directory is the container's root.  Calls nothing
+ * that could load a library or a locale out of the image: the caller may still be root. */
+int enter_join(const struct entry *entry, char *error);
+
+/* Make the environment of the command from the job's own. */
+int enter_environment(const struct entry *entry, const struct variables *variables, char *error);
+
+/* Is the container an instance of this environment? */
+bool enter_is_named(const struct entry *entry, const char *name);
+
+#endif

@@ -1,0 +1,104 @@
+/* hpcwrap-enter JOB_DIRECTORY [--] COMMAND [ARGUMENT...]
+ *
+ * Replaces itself by a command inside the container that the prolog left in a job's directory.
+ * Ends with the command's code, or as a shell would: 127 not found, 126 not executable, 125 the
+ * container could not be joined. */
+#define _GNU_SOURCE
+#include "enter.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { FAILED = 125, NOT_EXECUTABLE = 126, NOT_FOUND = 127 };
+
+static const char *get_variable(void *where, const char *name)
+{
+    (void)where;
+    return getenv(name);
+}
+
+static bool set_variable(void *where, const char *name, const char *value)
+{
+    (void)where;
+    return setenv(name, value, 1) == 0;
+}
+
+static bool unset_variable(void *where, const char *name)
+{
+    (void)where;
+    return unsetenv(name) == 0;
+}
+
+static int join(struct entry *entry, const char *path, char *error)
+{
+    static const struct variables OURS = {get_variable, set_variable, unset_variable, NULL};
+    int directory = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (directory < 0) {
+        snprintf(error, ENTER_ERROR_SIZE, "cannot open the job's directory %s: %m", path);
+        return -1;
+    }
+    if (enter_open(entry, directory, error) < 0 || enter_join(entry, error) < 0)
+        return -1;
+    return enter_environment(entry, &OURS, error);
+}
+
+/* The environment's own directory, else the caller's by its path, else the root: the descriptor
+ * of the old one is useless, for it leads to the host's file system. */
+static void keep_directory(const struct entry *entry, const char *before)
+{
+    if (entry->workdir && chdir(entry->workdir) == 0)
+        return;
+    if (before[0] == '/' && chdir(before) == 0)
+        return;
+    if (chdir("/") < 0)
+        perror("hpcwrap-enter: cannot change to the container's root directory");
+}
+
+static int explain(const struct entry *entry, const char *command, int reason)
+{
+    int length = (int)strcspn(entry->container, "@");
+    if (reason != ENOENT && reason != ENOTDIR) {
+        fprintf(stderr, "hpcwrap-enter: cannot execute %s in the container %.*s: %s\n", command,
+                length, entry->container, strerror(reason));
+        return NOT_EXECUTABLE;
+    }
+    if (strchr(command, '/') && access(command, F_OK) == 0) {
+        fprintf(stderr,
+                "hpcwrap-enter: cannot execute %s in the container %.*s: the interpreter or loader "
+                "that it names is not in the image\n",
+                command, length, entry->container);
+        return NOT_EXECUTABLE;
+    }
+    fprintf(stderr,
+            "hpcwrap-enter: cannot find the command %s in the container %.*s "
+            "(it must exist in the image)\n",
+            command, length, entry->container);
+    return NOT_FOUND;
+}
+
+int main(int count, char **arguments)
+{
+    char error[ENTER_ERROR_SIZE], before[PATH_MAX];
+    struct entry entry;
+    char **command = arguments + 2;
+    if (count > 2 && strcmp(*command, "--") == 0)
+        command++;
+    if (count < 3 || !*command) {
+        fprintf(stderr, "usage: hpcwrap-enter JOB_DIRECTORY [--] COMMAND [ARGUMENT...]\n");
+        return FAILED;
+    }
+    if (!getcwd(before, sizeof before))
+        before[0] = '\0';
+    if (join(&entry, arguments[1], error) < 0) {
+        fprintf(stderr, "hpcwrap-enter: %s\n", error);
+        return FAILED;
+    }
+    keep_directory(&entry, before);
+    execvp(*command, command);
+    return explain(&entry, *command, errno);
+}
