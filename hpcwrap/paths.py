@@ -30,6 +30,7 @@ class JobPaths:
         self.record = os.path.join(self.directory, "record.json")
         self.entry = os.path.join(self.directory, "entry")
         self.error = os.path.join(self.directory, "error")
+        self.timing = os.path.join(self.directory, "timing")
         self.namespaces = os.path.join(self.directory, "ns")
         self.mount_namespace = os.path.join(self.namespaces, "mnt")
         self.user_namespace = os.path.join(self.namespaces, "user")

@@ -1,0 +1,8 @@
+#!/bin/sh
+# Epilog= of slurm.conf: drops the job's container on this node (root).
+set -u
+
+[ -e "/run/hpcwrap/jobs/$SLURM_JOB_ID" ] || exit 0
+
+prefix=$(cd "$(/usr/bin/dirname "$0")/../../.." && pwd)
+exec "$prefix/bin/python3" -I -c 'from hpcwrap.epilog import main; main("slurm")'

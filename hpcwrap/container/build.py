@@ -1,0 +1,257 @@
+"""Building a container: a child makes the namespaces and mounts, its parent pins them.
+
+parent                                   child (root, ends when the pins hold)
+──────                                   ─────
+                                         unshare the mount namespace  ◀─ again on the next
+pin ns/mnt                               ...                             CPU while the pin fails
+                                         execute the plan, pivot_root
+                                         user namespace only: become the user, unshare
+write the id maps, pin ns/user, ns/mnt   ...
+                                         end
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, List, NoReturn
+
+from hpcwrap import errors, paths
+from hpcwrap.container import namespaces, syscalls
+from hpcwrap.container.operations import Workshop
+from hpcwrap.container.plan import Plan
+from hpcwrap.errors import HpcwrapError, NodeError, SiteError
+
+STAGE = paths.RUN + "/stage"
+"""An empty directory; each builder mounts its tmpfs on it in a mount namespace of its own."""
+
+PINNED, AGAIN, HOLD = b"p", b"a", b"h"
+
+KINDS = {kind.__name__: kind for kind in (errors.UserError, SiteError, NodeError)}
+
+
+def build(plan: Plan, place: paths.JobPaths) -> None:
+    """Build the container of a plan and pin it under the job's directory.
+
+    Raises HpcwrapError as the failing operation has it; the child is gone then, and with it all
+    that it mounted.
+    """
+    os.makedirs(STAGE, mode=0o700, exist_ok=True)
+    os.makedirs(place.namespaces, mode=0o711, exist_ok=True)
+    ours, theirs = socket.socketpair()
+    child = os.fork()
+    if child == 0:
+        ours.close()
+        _run_child(plan, theirs)
+    theirs.close()
+    with ours, _ended(child) as keep:
+        _serve_child(child, plan, place, ours, keep)
+
+
+def release(place: paths.JobPaths) -> None:
+    """Drop a job's pins and end its holder process; what is not there is fine."""
+    for path in (place.mount_namespace, place.user_namespace):
+        namespaces.unpin(path)
+    _end_holder(place.holder)
+
+
+# The parent's side
+
+
+def _serve_child(
+    child: int, plan: Plan, place: paths.JobPaths, channel: socket.socket, keep: List[int]
+) -> None:
+    """Answer the child's messages until it is built: one JSON document each."""
+    for message in _messages(channel):
+        if "error" in message:
+            raise KINDS[message["error"]](message["message"], message["hint"])
+        if "user" in message:
+            _write_id_maps(child, plan)
+            namespaces.pin(child, "user", place.user_namespace)
+            channel.send(PINNED)
+        if "mnt" in message:
+            channel.send(_pin_mounts(child, place, last=message["last"], keep=keep))
+        if "built" in message:
+            return
+    raise SiteError("cannot build the container: the builder was killed", "is memory short?")
+
+
+def _pin_mounts(child: int, place: paths.JobPaths, *, last: bool, keep: List[int]) -> bytes:
+    """Pin the child's mount namespace; when no CPU makes one that can be, keep the child."""
+    namespaces.unpin(place.mount_namespace)
+    if namespaces.pin(child, "mnt", place.mount_namespace):
+        return PINNED
+    if not last:
+        return AGAIN
+    os.unlink(place.mount_namespace)
+    os.symlink(f"/proc/{child}/ns/mnt", place.mount_namespace)
+    with open(place.holder, "w", encoding="ascii") as file:
+        file.write(f"{child} {_start_time(child)}\n")
+    keep.append(child)
+    return HOLD
+
+
+def _write_id_maps(child: int, plan: Plan) -> None:
+    """Map the user's uid and all its groups to themselves (user_namespaces(7))."""
+    user = plan.user
+    groups = "".join(f"{gid} {gid} 1\n" for gid in user.groups)
+    for name, text in (
+        ("setgroups", "deny"),
+        ("uid_map", f"{user.uid} {user.uid} 1\n"),
+        ("gid_map", groups),
+    ):
+        fd = os.open(f"/proc/{child}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+        os.write(fd, text.encode())
+        os.close(fd)
+
+
+@contextmanager
+def _ended(child: int) -> Iterator[List[int]]:
+    """See the child end, by force on an error, unless it was put on the yielded list to stay."""
+    keep: List[int] = []
+    try:
+        yield keep
+    except BaseException:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        raise
+    if child not in keep:
+        os.waitpid(child, 0)
+
+
+def _messages(channel: socket.socket) -> Iterator[Dict[str, Any]]:
+    with channel.makefile("rb") as lines:
+        for line in lines:
+            yield json.loads(line)
+
+
+# The child's side
+
+
+def _run_child(plan: Plan, channel: socket.socket) -> NoReturn:
+    """Build and end; a process's edge: every failure is told to the parent."""
+    try:
+        _build_in_child(plan, channel)
+        _send(channel, built=True)
+    except HpcwrapError as error:
+        _send(channel, error=type(error).__name__, message=error.message, hint=error.hint)
+    except Exception as error:  # noqa: BLE001
+        text = f"cannot build the container: {type(error).__name__}: {error}"
+        _send(channel, error="SiteError", message=text, hint="please report this")
+    finally:
+        os._exit(0)
+
+
+def _build_in_child(plan: Plan, channel: socket.socket) -> None:
+    os.setsid()
+    if plan.user_namespace:
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        _execute(plan)
+        _enter_user_namespace(plan)
+        _ask(channel, user=True)
+        answer = _pinned_mount_namespace(channel)
+    else:
+        # Pinned before it is filled: trying again costs nothing then.
+        answer = _pinned_mount_namespace(channel)
+        _execute(plan)
+    if answer == HOLD:
+        _send(channel, built=True)
+        _hold(channel)
+
+
+def _pinned_mount_namespace(channel: socket.socket) -> bytes:
+    """Unshare on one CPU after the other until the parent can pin what came of it."""
+    count = len(os.sched_getaffinity(0))
+    for number, _ in enumerate(namespaces.each_cpu(), start=1):
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        answer = _ask(channel, mnt=True, last=number == count)
+        if answer != AGAIN:
+            return answer
+    raise NodeError("cannot pin a mount namespace on any CPU")
+
+
+def _execute(plan: Plan) -> None:
+    # The host's mounts still come in (autofs), ours do not go out.
+    syscalls.mount("none", "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
+    workshop = Workshop(STAGE, plan.user)
+    os.umask(0o022)
+    for operation in plan.operations:
+        try:
+            operation.execute(workshop)
+        except OSError as error:
+            what = f" {error.filename}" if error.filename else ""
+            raise SiteError(
+                f"cannot make the {operation.describe()}: {error.strerror}{what}"
+            ) from error
+
+
+def _enter_user_namespace(plan: Plan) -> None:
+    """Become the user for good, and make a user namespace that belongs to the user."""
+    user = plan.user
+    os.setgroups(list(user.groups))
+    os.setresgid(user.gid, user.gid, user.gid)
+    os.setresuid(user.uid, user.uid, user.uid)
+    syscalls.set_no_new_privs()
+    try:
+        syscalls.unshare(syscalls.CLONE_NEWUSER)
+    except OSError as error:
+        raise NodeError(
+            f"cannot make a user namespace: {error.strerror}",
+            "see /proc/sys/user/max_user_namespaces",
+        ) from error
+
+
+def _hold(channel: socket.socket) -> NoReturn:
+    """Stay as the process that keeps the namespaces, with no file open and no working directory."""
+    channel.close()
+    syscalls.set_process_name("hpcwrap-holder")
+    os.closerange(0, 1024)
+    while True:
+        signal.pause()
+
+
+def _ask(channel: socket.socket, **message: object) -> bytes:
+    _send(channel, **message)
+    answer = channel.recv(1)
+    if not answer:
+        os._exit(1)  # the parent is gone: nobody wants this container any more
+    return answer
+
+
+def _send(channel: socket.socket, **message: object) -> None:
+    channel.sendall(json.dumps(message).encode() + b"\n")
+
+
+# Holder processes
+
+
+def _end_holder(path: str) -> None:
+    """End the holder that a file names, if the process with this number is still the same one."""
+    try:
+        with open(path, encoding="ascii") as file:
+            process, started = file.read().split()
+    except (OSError, ValueError):
+        return
+    if _start_time(int(process)) == started:
+        os.kill(int(process), signal.SIGKILL)
+        _wait_gone(int(process), started)
+    os.unlink(path)
+
+
+def _start_time(process: int) -> str:
+    """When a process started, in clock ticks since boot (proc(5), stat, field 22)."""
+    try:
+        with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
+
+
+def _wait_gone(process: int, started: str, limit: float = 2.0) -> None:
+    until = time.monotonic() + limit
+    while _start_time(process) == started and time.monotonic() < until:
+        time.sleep(0.005)

@@ -1,0 +1,66 @@
+"""The entry file: what native/enter.c needs to join a container, compiled into plain strings.
+
+NUL-terminated strings, one after the other: the format's name, then instructions, each a verb and
+its arguments, `end` last.  docs/decisions/0030 has the rule for variables that it carries out.
+"""
+
+from __future__ import annotations
+
+from typing import Iterable, List, Sequence
+
+from hpcwrap.container.plan import Plan
+from hpcwrap.environment import Environment
+from hpcwrap.errors import UserError
+from hpcwrap.paths import JobPaths
+
+FORMAT = "hpcwrap-entry-1"
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""What an image that sets no PATH gets, as Docker does it."""
+
+
+def make_entry(
+    label: str,
+    plan: Plan,
+    place: JobPaths,
+    image_variables: Iterable[str],
+    environment: Environment,
+) -> bytes:
+    """Compile the entry of a container; `label` is NAME@DIGEST, `image_variables` are K=V."""
+    words = [FORMAT, "container", label]
+    if plan.user_namespace:
+        words += ["user-namespace", place.user_namespace]
+    words += ["mount-namespace", place.mount_namespace]
+    if environment.workdir:
+        words += ["workdir", environment.workdir]
+    words += image_instructions(image_variables)
+    words += environment_instructions(environment)
+    return encode([*words, "end"])
+
+
+def image_instructions(variables: Iterable[str]) -> List[str]:
+    """The image's variables are defaults; its PATH has a rule of its own."""
+    words: List[str] = []
+    path = PATH
+    for variable in variables:
+        name, _, value = variable.partition("=")
+        if name == "PATH":
+            path = value or PATH
+        elif name:
+            words += ["default", name, value]
+    return [*words, "path", path]
+
+
+def environment_instructions(environment: Environment) -> List[str]:
+    """The environment file's variables, in its order: the last word is the site's."""
+    words: List[str] = []
+    for variable in environment.variables:
+        words += [variable.action, variable.name]
+        words += [] if variable.action == "unset" else [variable.value]
+    return words
+
+
+def encode(words: Sequence[str]) -> bytes:
+    """Join the strings.  Raises UserError for a NUL, which only a broken image can bring."""
+    if any("\0" in word for word in words):
+        raise UserError("cannot use the image: one of its variables holds a NUL character")
+    return b"".join(word.encode("utf-8", "surrogateescape") + b"\0" for word in words)

@@ -1,0 +1,76 @@
+"""Pins: namespaces that stay while no process is in them.
+
+A namespace is kept by a bind mount of its file (nsfs).  The kernel lets a mount namespace be
+bound only into an older one (it compares their numbers, to keep references from going in
+circles), and since Linux 6.14 or so it numbers namespaces in batches for each CPU.  So a
+namespace that is made now may count as the older one, and the bind fails with EINVAL, for as long
+as it is made on a CPU with a lower batch: docs/decisions/0040-namespace-pins.md.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import suppress
+from typing import Iterator
+
+from hpcwrap import paths
+from hpcwrap.container import syscalls
+from hpcwrap.errors import NodeError
+
+
+def ensure_jobs_directory(jobs: str = paths.JOBS) -> None:
+    """Make the directory of all jobs, once a boot: a mount of its own that propagates nowhere.
+
+    nsfs files can only be bound in a private mount.  Raises NodeError.
+    """
+    try:
+        os.makedirs(jobs, mode=0o711, exist_ok=True)
+        os.chmod(os.path.dirname(jobs), 0o755)
+        os.chmod(jobs, 0o711)
+        if not is_mount_point(jobs):
+            syscalls.mount(jobs, jobs, None, syscalls.MS_BIND)
+            syscalls.mount("none", jobs, None, syscalls.MS_PRIVATE)
+    except OSError as error:
+        raise NodeError(f"cannot prepare {jobs}: {error.strerror}") from error
+
+
+def is_mount_point(path: str) -> bool:
+    """True when something is mounted on the path in this process's mount namespace.
+
+    Read from mountinfo: a bind mount of a directory on itself has its parent's device number.
+    """
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        return any(line.split(" ", 5)[4] == path for line in file)
+
+
+def pin(process: int, kind: str, path: str) -> bool:
+    """Bind the namespace `kind` (mnt, user) of a process to a file; False on EINVAL."""
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o444))
+    try:
+        syscalls.mount(f"/proc/{process}/ns/{kind}", path, None, syscalls.MS_BIND)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            return False
+        raise
+    return True
+
+
+def unpin(path: str) -> None:
+    """Drop a pin; nothing there is fine.  The kernel frees what no process uses any more."""
+    for _ in range(8):
+        try:
+            syscalls.umount2(path, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
+        except OSError:
+            break
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def each_cpu() -> Iterator[int]:
+    """Move this process from CPU to CPU of those that it may use, the present one first."""
+    allowed = os.sched_getaffinity(0)
+    for cpu in sorted(allowed):
+        os.sched_setaffinity(0, {cpu})
+        yield cpu
+    os.sched_setaffinity(0, allowed)

@@ -1,0 +1,253 @@
+"""The operations that a plan is made of.
+
+Each is plain data with two methods: `describe()` says in one line what it does, for
+`hpcwrap plan` and for errors; `execute(workshop)` does it.  They run in order, in the new mount
+namespace, as root (rootfs.py says how root keeps clear of paths that others control).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import List, NamedTuple, Protocol, Tuple
+
+from hpcwrap.container import accounts, loop, rootfs, syscalls
+from hpcwrap.errors import NodeError, SiteError, UserError
+from hpcwrap.job import User
+
+ATTRIBUTES = {
+    "ro": syscalls.MOUNT_ATTR_RDONLY,
+    "nosuid": syscalls.MOUNT_ATTR_NOSUID,
+    "nodev": syscalls.MOUNT_ATTR_NODEV,
+    "noexec": syscalls.MOUNT_ATTR_NOEXEC,
+}
+
+
+class Workshop:
+    """Where a container is being built: the staging directory, the open root, the job's user."""
+
+    def __init__(self, stage: str, user: User) -> None:
+        self.stage = stage
+        self.image = os.path.join(stage, "image")
+        self.upper = os.path.join(stage, "upper")
+        self.work = os.path.join(stage, "work")
+        self.root_path = os.path.join(stage, "root")
+        self.root = -1
+        self.user = user
+
+
+class Operation(Protocol):
+    """One step of a plan."""
+
+    def describe(self) -> str:
+        """Say in one line what the operation does."""
+
+    def execute(self, workshop: Workshop) -> None:
+        """Do it.  Raises HpcwrapError, or OSError which the builder explains by describe()."""
+
+
+class Stage(NamedTuple):
+    """A tmpfs for mount points and for the few files that are made for each job."""
+
+    size: str
+
+    def describe(self) -> str:
+        return f"tmpfs of {self.size} for mount points"
+
+    def execute(self, workshop: Workshop) -> None:
+        options = f"mode=755,size={self.size}"
+        flags = syscalls.MS_NOSUID | syscalls.MS_NODEV
+        syscalls.mount("hpcwrap", workshop.stage, "tmpfs", flags, options)
+        for path in (workshop.image, workshop.upper, workshop.work, workshop.root_path):
+            os.mkdir(path, 0o755)
+
+
+class Image(NamedTuple):
+    """The squashfs of the store on a loop device."""
+
+    squashfs: str
+
+    def describe(self) -> str:
+        return f"image {self.squashfs} on a loop device (ro,nosuid,nodev)"
+
+    def execute(self, workshop: Workshop) -> None:
+        try:
+            file = os.open(self.squashfs, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise SiteError(
+                f"cannot open the image {self.squashfs}: {error.strerror}", "pull it again"
+            ) from error
+        device = loop.attach(file, self.squashfs)
+        os.close(file)
+        flags = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV
+        try:
+            syscalls.mount(device.path, workshop.image, "squashfs", flags)
+        except OSError as error:
+            raise _bad_image(self.squashfs, error) from error
+        finally:
+            os.close(device.fd)
+
+
+class Root(NamedTuple):
+    """The overlay that joins the image and the tmpfs: the container's root directory."""
+
+    def describe(self) -> str:
+        return "root: overlay of image and tmpfs (nosuid,nodev)"
+
+    def execute(self, workshop: Workshop) -> None:
+        options = f"lowerdir={workshop.image},upperdir={workshop.upper},workdir={workshop.work}"
+        flags = syscalls.MS_NOSUID | syscalls.MS_NODEV
+        try:
+            syscalls.mount("hpcwrap", workshop.root_path, "overlay", flags, options)
+        except OSError as error:
+            raise NodeError(
+                f"cannot mount an overlay: {error.strerror}", "is the kernel module overlay loaded?"
+            ) from error
+        workshop.root = os.open(workshop.root_path, rootfs.DIRECTORY)
+
+
+class Bind(NamedTuple):
+    """A directory or file of the host, seen inside with everything mounted below it.
+
+    With `as_user` the source is opened with the job user's rights.  `nofail` skips a source that
+    is not there.  `origin` names the setting that asked for it.
+    """
+
+    source: str
+    target: str
+    options: Tuple[str, ...] = ()
+    recursive: bool = True
+    as_user: bool = True
+    nofail: bool = False
+    origin: str = "hpcwrap"
+
+    def describe(self) -> str:
+        words = ["rbind" if self.recursive else "bind", *self.options]
+        words += ["nofail"] if self.nofail else []
+        where = self.source if self.source == self.target else f"{self.source} on {self.target}"
+        return f"bind {where} ({','.join(words)}; {self.origin})"
+
+    def execute(self, workshop: Workshop) -> None:
+        try:
+            source = self._open_source(workshop.user)
+        except OSError as error:
+            if self.nofail:
+                return
+            raise SiteError(
+                f"cannot open {self.source} for {workshop.user.name}: {error.strerror}",
+                f"mount asked for by {self.origin}",
+            ) from error
+        target = _mount_point(workshop.root, self.target, like=source)
+        recursive = syscalls.AT_RECURSIVE if self.recursive else 0
+        tree = syscalls.open_tree(source, syscalls.OPEN_TREE_CLONE | recursive)
+        attributes = sum(ATTRIBUTES[option] for option in self.options)
+        if attributes:
+            syscalls.mount_setattr(tree, attributes, recursive=self.recursive)
+        syscalls.move_mount(tree, target)
+        for fd in (source, target, tree):
+            os.close(fd)
+
+    def _open_source(self, user: User) -> int:
+        if not self.as_user:
+            return rootfs.open_source(self.source)
+        with rootfs.rights_of(user):
+            return rootfs.open_source(self.source)
+
+
+class Tmpfs(NamedTuple):
+    """An empty file system in memory, charged to the job's cgroup by what writes into it."""
+
+    target: str
+    options: Tuple[str, ...]
+    origin: str = "hpcwrap"
+
+    def describe(self) -> str:
+        return f"tmpfs on {self.target} ({','.join(self.options)}; {self.origin})"
+
+    def execute(self, workshop: Workshop) -> None:
+        target = rootfs.ensure_directory(workshop.root, self.target)
+        # mount(2) takes a path only; the magic link leads to the very directory that we opened.
+        data = [option for option in self.options if "=" in option]
+        flags = syscalls.MS_NOSUID | syscalls.MS_NODEV
+        flags |= syscalls.MS_RDONLY if "ro" in self.options else 0
+        syscalls.mount("tmpfs", f"/proc/self/fd/{target}", "tmpfs", flags, ",".join(data) or None)
+        os.close(target)
+
+
+class HostFile(NamedTuple):
+    """A copy of a small file of the host, as it is now; nothing where the host has none.
+
+    A copy, not a bind: resolv.conf and localtime are links on many hosts, and are replaced there
+    by renaming, which a bind would not see.
+    """
+
+    path: str
+
+    def describe(self) -> str:
+        return f"copy of the host's {self.path}"
+
+    def execute(self, workshop: Workshop) -> None:
+        try:
+            with open(self.path, "rb") as file:
+                content = file.read(1 << 20)
+        except OSError:
+            return
+        rootfs.write_file(workshop.root, self.path, content)
+
+
+class Accounts(NamedTuple):
+    """passwd and group: the image's own, and the job's user with all groups."""
+
+    user: str
+
+    def describe(self) -> str:
+        return f"passwd and group with {self.user} and its groups"
+
+    def execute(self, workshop: Workshop) -> None:
+        for database in (accounts.passwd(workshop.user), accounts.group(workshop.user)):
+            image = rootfs.read_file(workshop.root, database.path)
+            rootfs.write_file(workshop.root, database.path, accounts.merge(image, database))
+
+
+class ReadOnlyRoot(NamedTuple):
+    """The root alone becomes read-only; what is mounted in it keeps its own state."""
+
+    def describe(self) -> str:
+        return "root read-only"
+
+    def execute(self, workshop: Workshop) -> None:
+        syscalls.mount_setattr(workshop.root, syscalls.MOUNT_ATTR_RDONLY, recursive=False)
+
+
+class SwitchRoot(NamedTuple):
+    """The new root takes the place of the host's, which goes away with all its mounts.
+
+    Both arguments of pivot_root(2) may be the new root: the old one is then stacked on it.
+    """
+
+    def describe(self) -> str:
+        return "pivot_root"
+
+    def execute(self, workshop: Workshop) -> None:
+        os.fchdir(workshop.root)
+        syscalls.pivot_root(".", ".")
+        syscalls.umount2(".", syscalls.MNT_DETACH)
+        os.chdir("/")
+
+
+def describe_all(operations: List[Operation]) -> List[str]:
+    """The lines of `hpcwrap plan`."""
+    return [operation.describe() for operation in operations]
+
+
+def _mount_point(root: int, path: str, *, like: int) -> int:
+    if stat.S_ISDIR(os.fstat(like).st_mode):
+        return rootfs.ensure_directory(root, path)
+    return rootfs.ensure_file(root, path)
+
+
+def _bad_image(path: str, error: OSError) -> Exception:
+    """EINVAL and EIO speak of the file, everything else of the node."""
+    if error.errno in (5, 22, 117):
+        return UserError(f"cannot mount the image {path}: it is broken", "remove and pull it again")
+    return NodeError(f"cannot mount a squashfs: {error.strerror}", "is squashfs in the kernel?")

@@ -1,0 +1,86 @@
+"""The plan of a container: pure data, made without touching the machine.
+
+`make_plan` is the documentation of what a container consists of, in the order in which it is
+built.
+"""
+
+from __future__ import annotations
+
+from typing import Dict, List, NamedTuple, Sequence, Tuple
+
+from hpcwrap.config import Settings
+from hpcwrap.container import mounts
+from hpcwrap.container.operations import (
+    Accounts,
+    HostFile,
+    Image,
+    Operation,
+    ReadOnlyRoot,
+    Root,
+    Stage,
+    SwitchRoot,
+)
+from hpcwrap.environment import Environment, Mount
+from hpcwrap.job import Job, User
+
+HOST_FILES = ("/etc/resolv.conf", "/etc/hosts", "/etc/localtime")
+
+
+class Plan(NamedTuple):
+    """All that is needed to build a container: whose it is, how it is joined, what it is made of.
+
+    With `user_namespace` the user joins without privilege; without, root joins and then becomes
+    the user (design decision 3).
+    """
+
+    user: User
+    user_namespace: bool
+    operations: Tuple[Operation, ...]
+
+    def describe(self) -> List[str]:
+        """One line for each step, as `hpcwrap plan` prints them."""
+        joining = "user namespace" if self.user_namespace else "host identity"
+        lines = [f"for {self.user.name} (uid {self.user.uid}), joined by {joining}"]
+        return lines + [operation.describe() for operation in self.operations]
+
+
+def make_plan(
+    squashfs: str,
+    environment: Environment,
+    settings: Settings,
+    job: Job,
+    *,
+    scheduler_mounts: Sequence[Mount] = (),
+    user_namespace: bool = False,
+) -> Plan:
+    """Plan the container of a job: `squashfs` is the image's file in the store.
+
+    Raises SiteError for a mount that cannot be meant.
+    """
+    wanted = [
+        *mounts.SYSTEM,
+        *mounts.make(scheduler_mounts, variables={}),
+        *mounts.user_mounts(settings, job),
+        *mounts.make((*settings.mounts, *environment.mounts), variables=_variables(job)),
+    ]
+    operations: List[Operation] = [
+        Stage(settings.root_size),
+        Image(squashfs),
+        Root(),
+        *mounts.arrange(wanted),
+        *(HostFile(path) for path in HOST_FILES),
+        Accounts(job.user.name),
+        ReadOnlyRoot(),
+        SwitchRoot(),
+    ]
+    return Plan(job.user, user_namespace, tuple(operations))
+
+
+def _variables(job: Job) -> Dict[str, str]:
+    """What a site may write into the source of a mount."""
+    return {
+        "USER": job.user.name,
+        "UID": str(job.user.uid),
+        "HOME": job.user.home,
+        "JOB": job.id,
+    }

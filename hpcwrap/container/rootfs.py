@@ -1,0 +1,137 @@
+"""Safe handling of paths in a root file system that an image made.
+
+Everything below is relative to an open directory, the container's root, and resolved by the
+kernel with RESOLVE_IN_ROOT: a symbolic link of the image can lead anywhere in the image and never
+out of it (openat2(2)).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from contextlib import contextmanager
+from typing import Iterator, Sequence
+
+from hpcwrap.container import syscalls
+from hpcwrap.errors import UserError
+from hpcwrap.job import User
+
+DIRECTORY = os.O_PATH | os.O_DIRECTORY
+MOUNT_POINT_MODE = 0o755
+
+
+def open_inside(root: int, path: str, flags: int) -> int:
+    """Open a path as it is seen inside; raises OSError."""
+    return syscalls.openat2(root, path, flags, syscalls.RESOLVE_IN_ROOT)
+
+
+def ensure_directory(root: int, path: str) -> int:
+    """Open (O_PATH) a directory inside, made with its parents where missing.
+
+    Raises UserError when the image has something else there, OSError otherwise.
+    """
+    try:
+        return open_inside(root, path, DIRECTORY)
+    except FileNotFoundError:
+        pass
+    except NotADirectoryError:
+        raise UserError(f"cannot mount on {path}: it is not a directory in the image") from None
+    parent, name = os.path.split(path.rstrip("/"))
+    above = ensure_directory(root, parent)
+    try:
+        _make_directory(above, name)
+    finally:
+        os.close(above)
+    return open_inside(root, path, DIRECTORY)
+
+
+def ensure_file(root: int, path: str) -> int:
+    """Open (O_PATH) a file inside to mount on, made empty with its parents where missing."""
+    parent, name = os.path.split(path)
+    above = ensure_directory(root, parent)
+    try:
+        try:
+            return open_inside(root, path, os.O_PATH)
+        except FileNotFoundError:
+            _replace_file(above, name, b"", 0o644)
+        return open_inside(root, path, os.O_PATH)
+    finally:
+        os.close(above)
+
+
+def write_file(root: int, path: str, content: bytes, mode: int = 0o644) -> None:
+    """Put a file in place of whatever the image has there.
+
+    The old entry is removed, not opened: images have dangling links as /etc/resolv.conf.
+    """
+    parent, name = os.path.split(path)
+    above = ensure_directory(root, parent)
+    try:
+        _replace_file(above, name, content, mode)
+    finally:
+        os.close(above)
+
+
+def read_file(root: int, path: str, limit: int = 1 << 20) -> bytes:
+    """Read a regular file of the image, at most `limit` bytes; nothing there reads as empty."""
+    try:
+        # O_NONBLOCK: an image may have a FIFO in the place of a file.
+        fd = open_inside(root, path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return b""
+    with open(fd, "rb") as file:
+        return file.read(limit) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+
+
+def open_source(path: str) -> int:
+    """Open (O_PATH) the source of a mount on the host; /proc's magic links are not followed."""
+    return syscalls.openat2(
+        os.open("/", DIRECTORY), path, os.O_PATH, syscalls.RESOLVE_NO_MAGICLINKS
+    )
+
+
+@contextmanager
+def rights_of(user: User) -> Iterator[None]:
+    """Access files with the rights of `user`, as the kernel checks them, inside the block.
+
+    Changing the fsuid from 0 takes CAP_DAC_OVERRIDE and its kin from the effective set, and gives
+    them back on return (capabilities(7)); CAP_SYS_ADMIN, needed to mount, stays.
+    """
+    groups = os.getgroups()
+    _become(user.uid, user.gid, user.groups)
+    try:
+        yield
+    finally:
+        _become(0, 0, groups)
+
+
+def _become(uid: int, gid: int, groups: Sequence[int]) -> None:
+    os.setgroups(list(groups))
+    syscalls.setfsgid(gid)
+    syscalls.setfsuid(uid)
+
+
+def _make_directory(above: int, name: str) -> None:
+    try:
+        os.mkdir(name, MOUNT_POINT_MODE, dir_fd=above)
+    except FileExistsError:
+        # A dangling link of the image: nothing can be mounted through it.
+        if stat.S_ISLNK(os.stat(name, dir_fd=above, follow_symlinks=False).st_mode):
+            os.unlink(name, dir_fd=above)
+            os.mkdir(name, MOUNT_POINT_MODE, dir_fd=above)
+
+
+def _replace_file(above: int, name: str, content: bytes, mode: int) -> None:
+    try:
+        os.unlink(name, dir_fd=above)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if error.errno != errno.EISDIR:
+            raise
+        raise UserError(f"cannot write {name}: it is a directory in the image") from None
+    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode, dir_fd=above)
+    with open(fd, "wb") as file:
+        file.write(content)
+        os.fchmod(fd, mode)

@@ -1,0 +1,175 @@
+"""Prolog: root makes a job's container on this node, before anything of the job runs.
+
+`prolog` is the story; `main` is the process's edge, where errors are sorted by who can fix them:
+an unfit node ends it with EXIT_NODE, for the scheduler to drain the node.  Everything else becomes
+the sentence with which enter ends the job.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Dict, Optional, Tuple
+
+from hpcwrap import log, paths, record, schedulers, submit
+from hpcwrap.container import build, environ, namespaces
+from hpcwrap.container.plan import Plan, make_plan
+from hpcwrap.environment import Environment
+from hpcwrap.errors import HpcwrapError, NodeError, UserError
+from hpcwrap.image.store import Image, Store
+from hpcwrap.job import Job
+from hpcwrap.request import Request
+
+
+def prolog(job: Job, request: Request, adapter: schedulers.Adapter) -> Optional[record.Record]:
+    """Make the container of a job; None when the job has none.
+
+    Raises HpcwrapError.  May run again for the same job (requeue, killed half-way): what an
+    earlier run left is dropped first.
+    """
+    watch = Stopwatch()
+    place = paths.JobPaths(job.id)
+    drop_leftovers(place)
+    choice = submit.choose(job, request)
+    if choice is None:
+        return None
+    image, times = ensure_image(choice)
+    plan = make_plan(
+        image.squashfs,
+        choice.environment,
+        choice.settings,
+        job,
+        scheduler_mounts=adapter.own_mounts(choice.settings),
+        user_namespace=adapter.user_namespace,
+    )
+    make_container(plan, place)
+    times["prolog"] = watch.milliseconds()
+    made = describe(job, choice, image, times)
+    leave_record(place, made, plan, choice.environment, image)
+    return made
+
+
+def main(scheduler: str) -> None:
+    """Run as the scheduler's prolog: the environment says which job; ends the process."""
+    try:
+        run(schedulers.load(scheduler))
+    except HpcwrapError as error:
+        log.say(error.sentence())
+        sys.exit(error.exit_code)
+    sys.exit(0)
+
+
+def run(adapter: schedulers.Adapter) -> None:
+    """Run one prolog.  Raises HpcwrapError only where no error can be left in the job's record."""
+    job, request = adapter.read_prolog(os.environ)
+    try:
+        made = prolog(job, request, adapter)
+        if made:
+            report(job, made)
+    except NodeError:
+        raise
+    except HpcwrapError as error:
+        fail_job(job, error.sentence())
+    except Exception as error:  # noqa: BLE001
+        # A bug of ours: the job must not run on the host, and the node is not to blame.
+        sys.excepthook(type(error), error, error.__traceback__)
+        fail_job(job, f"the prolog failed: {type(error).__name__}: {error} (please report this)")
+
+
+class Stopwatch:
+    """Milliseconds since it was made."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    def milliseconds(self) -> float:
+        """Time so far."""
+        return round((time.monotonic() - self._start) * 1e3, 2)
+
+
+def drop_leftovers(place: paths.JobPaths) -> None:
+    """Drop what an earlier run for the same job left; does nothing on the usual way."""
+    if os.path.isdir(place.directory):
+        build.release(place)
+        record.remove(place)
+
+
+def ensure_image(choice: submit.Choice) -> Tuple[Image, Dict[str, float]]:
+    """Find the image in the store, or pull it if the site lets the prolog do so.
+
+    Returns it with the times in ms that pulling took, which is nothing when it was there.
+    """
+    settings, reference = choice.settings, choice.environment.image
+    store = Store(settings.store)
+    image = store.find(reference)
+    if image is not None:
+        return image, {}
+    if settings.pull == "never":
+        raise UserError(
+            f"cannot find the image {reference} of {choice.environment.name} in the store",
+            f"an administrator has to run `hpcwrap pull {choice.environment.name}`",
+        )
+    from hpcwrap.image.pull import options_from, pull
+
+    pulled = pull(reference, store, options_from(settings))
+    return pulled.image, dict(pulled.milliseconds)
+
+
+def make_container(plan: Plan, place: paths.JobPaths) -> None:
+    """Build and pin the container in the job's directory."""
+    namespaces.ensure_jobs_directory()
+    os.makedirs(place.directory, mode=0o711, exist_ok=True)
+    build.build(plan, place)
+
+
+def describe(
+    job: Job, choice: submit.Choice, image: Image, milliseconds: Dict[str, float]
+) -> record.Record:
+    """Put together what the later stages, accounting and people want to know."""
+    return record.Record(
+        job=job.id,
+        scheduler=job.scheduler,
+        node=job.node,
+        user=job.user.name,
+        environment=choice.environment.name,
+        origin=choice.origin,
+        reference=choice.environment.image,
+        digest=image.digest,
+        started=time.time(),
+        milliseconds=milliseconds,
+    )
+
+
+def leave_record(
+    place: paths.JobPaths,
+    made: record.Record,
+    plan: Plan,
+    environment: Environment,
+    image: Image,
+) -> None:
+    """Write the record, and the entry as the last file: without it nobody gets in."""
+    entry = environ.make_entry(made.label, plan, place, image.config.env, environment)
+    record.write_record(place, made)
+    record.publish(place.timing, b"", 0o600)
+    record.publish(place.entry, entry, 0o640, group=plan.user.gid)
+
+
+def fail_job(job: Job, sentence: str) -> None:
+    """Leave the sentence that enter shows to the user and ends the job with."""
+    place = paths.JobPaths(job.id)
+    build.release(place)
+    record.write_error(place, sentence)
+    log.stage_line("prolog", job=job.id, user=job.user.name, node=job.node, error=sentence)
+
+
+def report(job: Job, made: record.Record) -> None:
+    """Leave one line in syslog."""
+    log.stage_line(
+        "prolog",
+        job=job.id,
+        user=job.user.name,
+        node=job.node,
+        image=made.label,
+        ms=made.milliseconds["prolog"],
+    )

@@ -1,0 +1,105 @@
+"""The record: what the prolog leaves in a job's directory for enter and epilog.
+
+/run/hpcwrap/jobs/<id>/
+    ns/mnt ns/user   pins of the namespaces
+    record.json      who, what, which image, how long it took
+    timing           lines that joining ranks append
+    entry            what native/enter.c reads; written last: it is there when all is there
+    error            instead: one sentence that ends the job
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from typing import Any, Dict, List, NamedTuple, Optional
+
+from hpcwrap.errors import NodeError, SiteError
+from hpcwrap.paths import JobPaths
+
+VERSION = 1
+
+
+class Record(NamedTuple):
+    """A job's container on this node; times in ms, `started` in seconds since the epoch."""
+
+    job: str
+    scheduler: str
+    node: str
+    user: str
+    environment: str
+    origin: str
+    reference: str
+    digest: str
+    started: float
+    milliseconds: Dict[str, float]
+
+    @property
+    def label(self) -> str:
+        """NAME@DIGEST, as accounting shows it."""
+        return f"{self.environment}@{self.digest}"
+
+
+def write_record(place: JobPaths, record: Record) -> None:
+    """Write the record."""
+    document = {"version": VERSION, **record._asdict()}
+    publish(place.record, json.dumps(document, indent=1).encode() + b"\n", 0o600)
+
+
+def read_record(place: JobPaths) -> Optional[Record]:
+    """Read a job's record; None when there is none.  Raises SiteError when it is broken."""
+    try:
+        with open(place.record, encoding="utf-8") as file:
+            document = json.load(file)
+        if document.pop("version") != VERSION:
+            raise ValueError("written by another version of hpcwrap")
+        return Record(**document)
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise SiteError(f"cannot read the record {place.record}: {error}") from error
+
+
+def write_error(place: JobPaths, sentence: str) -> None:
+    """Leave the sentence that ends the job.  Raises NodeError when even that fails."""
+    try:
+        os.makedirs(place.directory, mode=0o711, exist_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(place.entry)
+        publish(place.error, sentence.encode() + b"\n", 0o644)
+    except OSError as error:
+        raise NodeError(f"cannot write {place.error}: {error.strerror}") from error
+
+
+def read_timing(place: JobPaths) -> List[Dict[str, Any]]:
+    """The joins of ranks so far: [{"rank": 0, "us": 95}, ...]; odd lines are left out."""
+    joins = []
+    with suppress(OSError), open(place.timing, encoding="ascii", errors="replace") as file:
+        for line in file:
+            words = line.split()
+            if len(words) == 3 and words[0] == "join" and words[2].isdigit():
+                joins.append({"rank": words[1], "us": int(words[2])})
+    return joins
+
+
+def publish(path: str, content: bytes, mode: int, group: int = -1) -> None:
+    """Write a file so that it is there whole or not at all (temporary file, rename)."""
+    temporary = f"{path}.{os.getpid()}"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    with open(fd, "wb") as file:
+        os.fchmod(fd, mode)
+        if group >= 0:
+            os.fchown(fd, -1, group)
+        file.write(content)
+    os.rename(temporary, path)
+
+
+def remove(place: JobPaths) -> None:
+    """Remove a job's directory and the files in it; what is not there is fine."""
+    for directory in (place.namespaces, place.directory):
+        with suppress(FileNotFoundError):
+            for entry in os.scandir(directory):
+                if not entry.is_dir(follow_symlinks=False):
+                    os.unlink(entry.path)
+            os.rmdir(directory)
