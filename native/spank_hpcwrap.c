@@ -1,0 +1,292 @@
+/* The SPANK plugin: carries `--container=NAME` to the prolog, and lets each rank join.
+ *
+ * client (sbatch, salloc, srun)  init_post_opt         the name goes into the job's control
+ *                                                      environment, which only the prolog sees, or
+ *                                                      into the step's, which only enter sees
+ * slurmstepd                     init                  as root, still in the host's namespaces:
+ *                                                      read the record, open the namespaces
+ *                                user_init             as the user: note the working directory
+ *                                task_init_privileged  a rank, last thing as root: join
+ *                                task_init             the rank, as the user: environment
+ *
+ * Slurm drains the node when a hook before task_init fails (slurmctld proc_req.c, "batch job
+ * complete failure"): so failures are only noted there, and raised in task_init, where they end the
+ * rank.  Hooks return -1, never an ESPANK number, which up to 24.11 counts as success. */
+#define _GNU_SOURCE
+#include "enter.h"
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <slurm/slurm.h>
+#include <slurm/spank.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#define CONTROL "HPCWRAP_CONTAINER"             /* the prolog sees it as SPANK_HPCWRAP_CONTAINER */
+#define ASKED_BY_JOB "SLURM_SPANK_" CONTROL     /* and the job's steps so */
+#define ASKED_BY_STEP "SLURM_HPCWRAP_STEP_CONTAINER" /* SLURM_*: survives --export=NONE */
+
+#pragma GCC visibility push(default)
+SPANK_PLUGIN(hpcwrap, 1)
+int slurm_spank_init(spank_t spank, int count, char **arguments);
+int slurm_spank_init_post_opt(spank_t spank, int count, char **arguments);
+int slurm_spank_user_init(spank_t spank, int count, char **arguments);
+int slurm_spank_task_init_privileged(spank_t spank, int count, char **arguments);
+int slurm_spank_task_init(spank_t spank, int count, char **arguments);
+#pragma GCC visibility pop
+
+static const char *jobs = "/run/hpcwrap/jobs";
+
+/* ---- the client ---- */
+
+/* Slurm has no SPANK item for its own options, but its clients export the option table and its
+ * accessors, which have kept their names from 22.05 to 26.05. */
+struct option_table {
+    void *options;
+    char *(*get)(void *options, const char *name);
+    bool (*reset)(void *options, const char *name);
+    bool (*is_set)(void *options, const char *name);
+};
+
+static bool find_options(struct option_table *table)
+{
+    table->options = dlsym(RTLD_DEFAULT, "opt");
+    *(void **)&table->get = dlsym(RTLD_DEFAULT, "slurm_option_get");
+    *(void **)&table->reset = dlsym(RTLD_DEFAULT, "slurm_option_reset");
+    *(void **)&table->is_set = dlsym(RTLD_DEFAULT, "slurm_option_isset");
+    return table->options && table->get && table->reset && table->is_set;
+}
+
+/* A step of a job that exists already: the job's container is settled, the step only names it. */
+static void carry_to_step(const char *name)
+{
+    if (name)
+        setenv(ASKED_BY_STEP, name, 1);
+    else
+        unsetenv(ASKED_BY_STEP);
+}
+
+/* A new job.  What a surrounding job left in the environment must not pass for its request. */
+static int carry_to_job(spank_t spank, const char *name)
+{
+    unsetenv(ASKED_BY_JOB);
+    if (!name) {
+        spank_job_control_unsetenv(spank, CONTROL);
+        unsetenv("SLURM_CONTAINER");
+        return 0;
+    }
+    if (spank_job_control_setenv(spank, CONTROL, name, 1) != ESPANK_SUCCESS) {
+        slurm_error("hpcwrap: cannot carry the container %s to the job", name);
+        return -1;
+    }
+    setenv("SLURM_CONTAINER", name, 1);
+    setenv(ASKED_BY_JOB, name, 1); /* sbatch would do it, salloc would not */
+    return 0;
+}
+
+static int carry(spank_t spank, const struct option_table *table)
+{
+    bool srun = spank_context() == S_CTX_LOCAL;
+    const char *name = table->get(table->options, "container");
+    if (name && *name == '\0') {
+        slurm_error("hpcwrap: --container is empty (name an environment, as --container=debian-12)");
+        return -1;
+    }
+    if (name && strchr(name, '/'))
+        name = NULL; /* an OCI bundle's path is Slurm's own business */
+    /* From 23.02 on a step with a container and no oci.conf breaks PMIx (pmixp_info.c), and every
+     * step of ours has its container from its job. */
+    if (srun && name)
+        table->reset(table->options, "container");
+    carry_to_step(srun ? name : NULL);
+    if (srun && table->is_set(table->options, "jobid"))
+        return 0;
+    return carry_to_job(spank, name);
+}
+
+int slurm_spank_init_post_opt(spank_t spank, int count, char **arguments)
+{
+    struct option_table table;
+    (void)count, (void)arguments;
+    if (spank_context() != S_CTX_LOCAL && spank_context() != S_CTX_ALLOCATOR)
+        return 0;
+    if (find_options(&table))
+        return carry(spank, &table);
+    if (!getenv("SLURM_CONTAINER")) /* set by the client's own option parser */
+        return 0;
+    slurm_error("hpcwrap: cannot read --container in this release of Slurm");
+    return -1;
+}
+
+/* ---- slurmstepd: what its hooks leave for the next ---- */
+
+static struct {
+    bool wanted; /* this step runs in a container, or fails */
+    bool joined;
+    struct entry entry;
+    int timing; /* append-only file, -1 = none */
+    long microseconds;
+    char directory[PATH_MAX]; /* the step's, on the host */
+    char error[ENTER_ERROR_SIZE];
+} step = {.timing = -1};
+
+static const char *get_variable(void *where, const char *name)
+{
+    char **variables = NULL;
+    size_t length = strlen(name);
+    if (spank_get_item(where, S_JOB_ENV, &variables) != ESPANK_SUCCESS)
+        return NULL;
+    for (; variables && *variables; variables++)
+        if (strncmp(*variables, name, length) == 0 && (*variables)[length] == '=')
+            return *variables + length + 1;
+    return NULL;
+}
+
+static bool set_variable(void *where, const char *name, const char *value)
+{
+    errno = ENOMEM;
+    return spank_setenv(where, name, value, 1) == ESPANK_SUCCESS;
+}
+
+static bool unset_variable(void *where, const char *name)
+{
+    errno = EINVAL;
+    return spank_unsetenv(where, name) == ESPANK_SUCCESS;
+}
+
+/* ---- slurmstepd: init, as root on the host ---- */
+
+static void note_missing_record(spank_t spank, int reason)
+{
+    const char *by_step = get_variable(spank, ASKED_BY_STEP);
+    const char *by_job = get_variable(spank, ASKED_BY_JOB);
+    const char *name = by_job && strcmp(by_job, "none") != 0 ? by_job : by_step;
+    if (reason == ENOENT && (!name || strcmp(name, "none") == 0))
+        return;
+    step.wanted = true;
+    if (reason != ENOENT)
+        snprintf(step.error, sizeof step.error, "cannot open the job's record in %s: %s", jobs,
+                 strerror(reason));
+    else if (name == by_job)
+        snprintf(step.error, sizeof step.error,
+                 "cannot find the container %s: the prolog left no record on this node "
+                 "(the site's Prolog and PrologFlags=Alloc must be set)", name);
+    else
+        snprintf(step.error, sizeof step.error,
+                 "cannot enter the container %s: the job was submitted without one "
+                 "(a job's steps share its container; ask for it when you submit)", name);
+}
+
+static void read_record(spank_t spank, uint32_t job)
+{
+    char path[PATH_MAX];
+    snprintf(path, sizeof path, "%s/%u", jobs, job);
+    int directory = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (directory < 0) {
+        note_missing_record(spank, errno);
+        return;
+    }
+    step.wanted = true;
+    if (enter_open(&step.entry, directory, step.error) == 0)
+        step.timing = openat(directory, "timing", O_WRONLY | O_APPEND | O_CLOEXEC | O_NOFOLLOW);
+    close(directory);
+}
+
+int slurm_spank_init(spank_t spank, int count, char **arguments)
+{
+    uint32_t job, number;
+    for (int i = 0; i < count; i++)
+        if (strncmp(arguments[i], "jobs=", 5) == 0)
+            jobs = arguments[i] + 5;
+        else
+            slurm_error("hpcwrap: unknown argument %s in plugstack.conf", arguments[i]);
+    if (spank_context() != S_CTX_REMOTE ||
+        spank_get_item(spank, S_JOB_ID, &job) != ESPANK_SUCCESS ||
+        spank_get_item(spank, S_JOB_STEPID, &number) != ESPANK_SUCCESS)
+        return 0;
+    /* The extern step starts no rank and must not keep the container from ending with the job. */
+    if (number != SLURM_EXTERN_CONT)
+        read_record(spank, job);
+    return 0;
+}
+
+int slurm_spank_user_init(spank_t spank, int count, char **arguments)
+{
+    (void)spank, (void)count, (void)arguments;
+    if (step.wanted && !getcwd(step.directory, sizeof step.directory))
+        step.directory[0] = '\0';
+    return 0;
+}
+
+/* ---- slurmstepd: in the process of a rank ---- */
+
+int slurm_spank_task_init_privileged(spank_t spank, int count, char **arguments)
+{
+    struct timespec before, after;
+    (void)spank, (void)count, (void)arguments;
+    if (!step.wanted || step.error[0])
+        return 0;
+    clock_gettime(CLOCK_MONOTONIC, &before);
+    step.joined = enter_join(&step.entry, step.error) == 0;
+    clock_gettime(CLOCK_MONOTONIC, &after);
+    step.microseconds = (after.tv_sec - before.tv_sec) * 1000000L +
+                        (after.tv_nsec - before.tv_nsec) / 1000;
+    return 0;
+}
+
+static void check_step_request(spank_t spank)
+{
+    const char *name = get_variable(spank, ASKED_BY_STEP);
+    if (step.error[0] == '\0' && name && !enter_is_named(&step.entry, name))
+        snprintf(step.error, sizeof step.error,
+                 "cannot run this step in the container %s: its job's is %s "
+                 "(all steps of a job share one container)", name, step.entry.container);
+    if (step.error[0] == '\0' && !step.joined)
+        snprintf(step.error, sizeof step.error, "cannot join the container on this node");
+}
+
+/* Slurm has gone to /tmp, or stayed in the root, when the step's directory is not in the container
+ * (slurmstepd mgr.c, _pre_task_child_privileged): then the environment's own is the better place. */
+static void keep_directory(void)
+{
+    char inside[PATH_MAX];
+    const char *workdir = step.entry.workdir;
+    if (!workdir || !getcwd(inside, sizeof inside) || strcmp(inside, step.directory) == 0)
+        return;
+    if ((strcmp(inside, "/tmp") == 0 || strcmp(inside, "/") == 0) && chdir(workdir) < 0)
+        slurm_error("hpcwrap: cannot change to the directory %s of the container", workdir);
+}
+
+/* One write, for the ranks of a node share the file. */
+static void note_timing(spank_t spank)
+{
+    char line[64];
+    uint32_t rank = 0;
+    if (step.timing < 0 || spank_get_item(spank, S_TASK_GLOBAL_ID, &rank) != ESPANK_SUCCESS)
+        return;
+    int length = snprintf(line, sizeof line, "join %u %ld\n", rank, step.microseconds);
+    if (write(step.timing, line, (size_t)length) < 0)
+        slurm_debug("hpcwrap: cannot note the time of rank %u", rank);
+}
+
+int slurm_spank_task_init(spank_t spank, int count, char **arguments)
+{
+    struct variables job = {get_variable, set_variable, unset_variable, spank};
+    (void)count, (void)arguments;
+    if (!step.wanted)
+        return 0;
+    check_step_request(spank);
+    if (step.error[0] || enter_environment(&step.entry, &job, step.error) < 0) {
+        slurm_error("hpcwrap: %s", step.error);
+        return -1;
+    }
+    keep_directory();
+    note_timing(spank);
+    return 0;
+}
