@@ -145,9 +145,9 @@ static int parse(struct entry *entry, size_t size, char *error)
     if (size == 0 || limit[-1] != '\0' || strcmp(entry->text, MAGIC) != 0)
         return fail(error, "cannot read the record of the container: it is not of this version");
     entry->first = entry->text + sizeof MAGIC;
-    for (const char *at = entry->first; found.verb != END || at < limit;) {
+    for (const char *at = entry->first; found.verb != END;) {
         at = next_instruction(at, limit, &found);
-        if (!at)
+        if (!at || (found.verb == END && at != limit))
             return fail(error, "cannot read the record of the container: it is broken or cut off");
         if (take(entry, &found, error) < 0)
             return -1;
