@@ -21,6 +21,12 @@ CONFIG_FILE = "/etc/hpcwrap/hpcwrap.yaml"
 ENVIRONMENTS_NAME = "environments.d"
 """Directory of environments, beside the settings file."""
 
+DROP_INS_NAME = "conf.d"
+"""Directory of more settings, beside the settings file; they win over it."""
+
+SNAPSHOTS = RUN + "/snapshots"
+"""Settings and environments as the prolog reads them; root's alone."""
+
 
 class JobPaths:
     """What lies in the directory of one job on one node."""
@@ -35,6 +41,8 @@ class JobPaths:
         self.mount_namespace = os.path.join(self.namespaces, "mnt")
         self.user_namespace = os.path.join(self.namespaces, "user")
         self.holder = os.path.join(self.directory, "holder")
+        self.stage = os.path.join(os.path.dirname(jobs), "stage")
+        """An empty directory of the node: each builder mounts its tmpfs there, for itself alone."""
 
 
 def prefix() -> str:
