@@ -1,0 +1,54 @@
+"""Schedulers: each in a module of its own that speaks one scheduler's language.
+
+The modules are adapters: functions of the same names, listed in `Adapter`.  They turn what the
+scheduler says into our words and decide nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Mapping, Optional, Protocol, Tuple, cast
+
+from hpcwrap.config import Settings
+from hpcwrap.environment import Mount
+from hpcwrap.errors import SiteError
+from hpcwrap.job import Job
+from hpcwrap.request import Request
+
+NAMES = ("slurm",)
+
+
+class Adapter(Protocol):
+    """What the stages need of a scheduler."""
+
+    user_namespace: bool
+    """Whether ranks join as the user (a user namespace of their own) or as root just before."""
+
+    def read_prolog(self, environ: Mapping[str, str]) -> Tuple[Job, Request]:
+        """Read the job and its request from the prolog's environment.
+
+        Raises SiteError when the scheduler did not say enough.
+        """
+
+    def read_job_id(self, environ: Mapping[str, str]) -> str:
+        """Read the job's id from the epilog's environment.  Raises SiteError."""
+
+    def own_mounts(self, settings: Settings) -> Tuple[Mount, ...]:
+        """Give the mounts that the scheduler's own commands and libraries need inside."""
+
+
+def load(name: str) -> Adapter:
+    """Import the adapter of a scheduler.  Raises SiteError for a name that there is not."""
+    if name not in NAMES:
+        raise SiteError(f"cannot find the scheduler {name}", f"known are {', '.join(NAMES)}")
+    return cast(Adapter, importlib.import_module(f"hpcwrap.schedulers.{name}"))
+
+
+def default_container(settings: Settings, job: Job) -> Optional[Request]:
+    """Find the default of the job's partition or account, the partition's first; None without."""
+    defaults = settings.defaults.get(job.scheduler, {})
+    for kind, place in (("partition", job.partition), ("account", job.account)):
+        name = defaults.get(kind, {}).get(place)
+        if name is not None:
+            return Request(name, f"the default of the {kind} {place}")
+    return None

@@ -1,0 +1,108 @@
+"""Slurm: what slurmd tells its prolog and epilog, in our words (slurm.conf(5), prolog_epilog).
+
+The request comes by one of two ways.  The SPANK plugin puts it into the job's control environment,
+which slurmctld keeps and slurmd passes on with SPANK_ before the name.  For clients without that
+plugin and for defaults, submit/slurm.lua writes a word into the job's comment.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Mapping, Optional, Tuple
+
+from hpcwrap.config import Settings
+from hpcwrap.environment import Mount
+from hpcwrap.errors import SiteError
+from hpcwrap.job import Job, User, find_user, make_user
+from hpcwrap.request import Request
+
+user_namespace = False
+"""slurmstepd calls the SPANK plugin in each rank while it is still root."""
+
+CONTROL_VARIABLE = "SPANK_HPCWRAP_CONTAINER"
+COMMENT_WORD = re.compile(r"(?:^|\s)hpcwrap=(\S+)(?=\s|$)")
+MUNGE_DIRECTORY = "/run/munge"
+
+
+def read_prolog(environ: Mapping[str, str]) -> Tuple[Job, Request]:
+    """Read the job and its request from the prolog's environment.
+
+    Raises SiteError when slurmd did not say enough, UserError for a user this node does not know.
+    """
+    job = Job(
+        id=read_job_id(environ),
+        scheduler="slurm",
+        user=read_user(environ),
+        workdir=environ.get("SLURM_JOB_WORK_DIR", ""),
+        node=environ.get("SLURMD_NODENAME") or os.uname().nodename,
+        partition=environ.get("SLURM_JOB_PARTITION", ""),
+        account=environ.get("SLURM_JOB_ACCOUNT", ""),
+    )
+    return job, read_request(environ)
+
+
+def read_job_id(environ: Mapping[str, str]) -> str:
+    """Read the job's id, which names its directory: digits only.  Raises SiteError."""
+    return _number(environ, "SLURM_JOB_ID")
+
+
+def read_user(environ: Mapping[str, str]) -> User:
+    """Read whose job it is; the group is the job's, which `sbatch --gid` may have changed."""
+    user = find_user(_number(environ, "SLURM_JOB_UID"))
+    if "SLURM_JOB_GID" not in environ:
+        return user
+    gid = int(_number(environ, "SLURM_JOB_GID"))
+    return user if gid == user.gid else make_user(user.name, user.uid, gid, user.home, user.shell)
+
+
+def read_request(environ: Mapping[str, str]) -> Request:
+    """Read the container asked for: the control environment's word counts before the comment's."""
+    asked = environ.get(CONTROL_VARIABLE)
+    if asked is not None:
+        return Request(asked, "--container")
+    word = comment_request(environ.get("SLURM_JOB_COMMENT", ""))
+    return Request(word, "the job's comment" if word else "")
+
+
+def comment_request(comment: str) -> Optional[str]:
+    """Find NAME of the last ``hpcwrap=NAME`` in a job's comment; submit/slurm.lua appends its own.
+
+    >>> comment_request("run 7 hpcwrap=debian-12")
+    'debian-12'
+    """
+    words = COMMENT_WORD.findall(comment)
+    return words[-1] if words else None
+
+
+def own_mounts(settings: Settings) -> Tuple[Mount, ...]:
+    """Give what Slurm's commands, batch scripts and PMIx need at the same paths inside.
+
+    The spool directory as a whole: slurmstepd makes script and PMIx directories in it later.
+    """
+    return (
+        _bind(MUNGE_DIRECTORY, "ro"),
+        _bind(spool_directory(settings.slurm_spool_directory, os.environ), "rw"),
+        _bind(settings.slurm_configuration_directory, "ro"),
+    )
+
+
+def spool_directory(pattern: str, environ: Mapping[str, str]) -> str:
+    """Fill in SlurmdSpoolDir's %n and %h, the node's name and the host's (slurm.conf(5))."""
+    host = os.uname().nodename.split(".")[0]
+    node = environ.get("SLURMD_NODENAME", host)
+    return pattern.replace("%n", node).replace("%h", host)
+
+
+def _bind(path: str, access: str) -> Mount:
+    return Mount(path, path, "bind", (access, "nofail"), "Slurm")
+
+
+def _number(environ: Mapping[str, str], name: str) -> str:
+    text = environ.get(name, "")
+    if not re.fullmatch(r"[0-9]{1,10}", text, re.ASCII):
+        raise SiteError(
+            f"cannot read {name} from the environment of Slurm's prolog: {text or 'missing'}",
+            "Prolog and Epilog of slurm.conf must start prolog/slurm.sh and epilog/slurm.sh",
+        )
+    return text
