@@ -19,8 +19,9 @@ LOOP_CLR_FD = 0x4C01
 LOOP_GET_STATUS64 = 0x4C05
 LOOP_INFO64_SIZE = 232
 
-# The file systems that a node has for itself, by a directory on each.
-OWN_FILE_SYSTEMS = ("/", "/tmp", "/run", "/dev/shm")
+# The file systems that a node has for itself, by a path on each.  A file that init.py wrote stands
+# for the root: an overlay gives a file, unlike a directory, the device number of its layer.
+OWN_FILE_SYSTEMS = ("/etc/hostname", "/tmp", "/run", "/dev/shm")
 
 
 class Loop(NamedTuple):
@@ -34,7 +35,7 @@ class Loop(NamedTuple):
 def own_devices(pids: Iterable[int]) -> list[int]:
     """Device numbers of the file systems that these nodes have for themselves."""
     roots = [f"/proc/{pid}/root" for pid in pids]
-    return [os.stat(root + directory).st_dev for root in roots for directory in OWN_FILE_SYSTEMS]
+    return [os.stat(root + path).st_dev for root in roots for path in OWN_FILE_SYSTEMS]
 
 
 def attached_loops() -> list[Loop]:
