@@ -22,7 +22,12 @@ from hpcwrap.job import Job
 from hpcwrap.request import Request
 
 
-def prolog(job: Job, request: Request, adapter: schedulers.Adapter) -> Optional[record.Record]:
+def prolog(
+    job: Job,
+    request: Request,
+    adapter: schedulers.Adapter,
+    config_file: str = paths.CONFIG_FILE,
+) -> Optional[record.Record]:
     """Make the container of a job; None when the job has none.
 
     Raises HpcwrapError.  May run again for the same job (requeue, killed half-way): what an
@@ -31,7 +36,7 @@ def prolog(job: Job, request: Request, adapter: schedulers.Adapter) -> Optional[
     watch = Stopwatch()
     place = paths.JobPaths(job.id)
     drop_leftovers(place)
-    choice = submit.choose(job, request)
+    choice = submit.choose(job, request, config_file)
     if choice is None:
         return None
     image, times = ensure_image(choice)

@@ -138,6 +138,18 @@ def execute(argv: Sequence[str], env: Mapping[str, str]) -> NoReturn:
     os.execve(argv[0], list(argv), dict(env))
 
 
+def start_time(process: int) -> str:
+    """When a process started, in clock ticks since boot; empty when there is no such process.
+
+    Number and start time together name a process for good (proc(5), stat, field 22).
+    """
+    try:
+        with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
+
+
 def last_line(text: str) -> str:
     """The last line that says something: where programs put their error."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]

@@ -11,7 +11,7 @@ from typing import List, NamedTuple, Optional
 
 from hpcwrap import paths, snapshot
 from hpcwrap.config import Settings
-from hpcwrap.environment import Environment, check_allowed
+from hpcwrap.environment import Environment, allowed, refusal
 from hpcwrap.errors import UserError
 from hpcwrap.job import Job, User
 from hpcwrap.request import NONE, Request
@@ -36,11 +36,13 @@ def choose(job: Job, request: Request, config_file: str = paths.CONFIG_FILE) -> 
     wanted = apply_default(job, request, settings)
     if wanted.container is None:
         return None
+    if request.container == NONE:
+        refuse_none(request, settings)
     if wanted.container == NONE:
-        refuse_none(wanted, settings)
         return None
     settings, environment = snapshot.load_environment(wanted.container, config_file)
-    check_allowed(environment, job.user.name, group_names(job.user))
+    if not allowed(environment, job.user.name, group_names(job.user)):
+        raise refusal(environment, job.user.name)
     return Choice(settings, environment, wanted.origin)
 
 

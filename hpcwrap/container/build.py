@@ -25,9 +25,7 @@ from hpcwrap.container import namespaces, syscalls
 from hpcwrap.container.operations import Workshop
 from hpcwrap.container.plan import Plan
 from hpcwrap.errors import HpcwrapError, NodeError, SiteError
-
-STAGE = paths.RUN + "/stage"
-"""An empty directory; each builder mounts its tmpfs on it in a mount namespace of its own."""
+from hpcwrap.run import start_time
 
 PINNED, AGAIN, HOLD = b"p", b"a", b"h"
 
@@ -40,13 +38,13 @@ def build(plan: Plan, place: paths.JobPaths) -> None:
     Raises HpcwrapError as the failing operation has it; the child is gone then, and with it all
     that it mounted.
     """
-    os.makedirs(STAGE, mode=0o700, exist_ok=True)
+    os.makedirs(place.stage, mode=0o700, exist_ok=True)
     os.makedirs(place.namespaces, mode=0o711, exist_ok=True)
     ours, theirs = socket.socketpair()
     child = os.fork()
     if child == 0:
         ours.close()
-        _run_child(plan, theirs)
+        _run_child(plan, place.stage, theirs)
     theirs.close()
     with ours, _ended(child) as keep:
         _serve_child(child, plan, place, ours, keep)
@@ -87,10 +85,10 @@ def _pin_mounts(child: int, place: paths.JobPaths, *, last: bool, keep: List[int
         return PINNED
     if not last:
         return AGAIN
-    os.unlink(place.mount_namespace)
+    namespaces.unpin(place.mount_namespace)
     os.symlink(f"/proc/{child}/ns/mnt", place.mount_namespace)
     with open(place.holder, "w", encoding="ascii") as file:
-        file.write(f"{child} {_start_time(child)}\n")
+        file.write(f"{child} {start_time(child)}\n")
     keep.append(child)
     return HOLD
 
@@ -132,10 +130,10 @@ def _messages(channel: socket.socket) -> Iterator[Dict[str, Any]]:
 # The child's side
 
 
-def _run_child(plan: Plan, channel: socket.socket) -> NoReturn:
+def _run_child(plan: Plan, stage: str, channel: socket.socket) -> NoReturn:
     """Build and end; a process's edge: every failure is told to the parent."""
     try:
-        _build_in_child(plan, channel)
+        _build_in_child(plan, stage, channel)
         _send(channel, built=True)
     except HpcwrapError as error:
         _send(channel, error=type(error).__name__, message=error.message, hint=error.hint)
@@ -146,18 +144,18 @@ def _run_child(plan: Plan, channel: socket.socket) -> NoReturn:
         os._exit(0)
 
 
-def _build_in_child(plan: Plan, channel: socket.socket) -> None:
+def _build_in_child(plan: Plan, stage: str, channel: socket.socket) -> None:
     os.setsid()
     if plan.user_namespace:
         syscalls.unshare(syscalls.CLONE_NEWNS)
-        _execute(plan)
+        _execute(plan, stage)
         _enter_user_namespace(plan)
         _ask(channel, user=True)
         answer = _pinned_mount_namespace(channel)
     else:
         # Pinned before it is filled: trying again costs nothing then.
         answer = _pinned_mount_namespace(channel)
-        _execute(plan)
+        _execute(plan, stage)
     if answer == HOLD:
         _send(channel, built=True)
         _hold(channel)
@@ -174,10 +172,10 @@ def _pinned_mount_namespace(channel: socket.socket) -> bytes:
     raise NodeError("cannot pin a mount namespace on any CPU")
 
 
-def _execute(plan: Plan) -> None:
+def _execute(plan: Plan, stage: str) -> None:
     # The host's mounts still come in (autofs), ours do not go out.
     syscalls.mount("none", "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
-    workshop = Workshop(STAGE, plan.user)
+    workshop = Workshop(stage, plan.user)
     os.umask(0o022)
     for operation in plan.operations:
         try:
@@ -209,6 +207,8 @@ def _hold(channel: socket.socket) -> NoReturn:
     """Stay as the process that keeps the namespaces, with no file open and no working directory."""
     channel.close()
     syscalls.set_process_name("hpcwrap-holder")
+    # Changing the uid closed /proc/PID/ns to the user, who is to join by it (proc(5)).
+    syscalls.set_dumpable()
     os.closerange(0, 1024)
     while True:
         signal.pause()
@@ -236,22 +236,13 @@ def _end_holder(path: str) -> None:
             process, started = file.read().split()
     except (OSError, ValueError):
         return
-    if _start_time(int(process)) == started:
+    if start_time(int(process)) == started:
         os.kill(int(process), signal.SIGKILL)
         _wait_gone(int(process), started)
     os.unlink(path)
 
 
-def _start_time(process: int) -> str:
-    """When a process started, in clock ticks since boot (proc(5), stat, field 22)."""
-    try:
-        with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()[19]
-    except OSError:
-        return ""
-
-
 def _wait_gone(process: int, started: str, limit: float = 2.0) -> None:
     until = time.monotonic() + limit
-    while _start_time(process) == started and time.monotonic() < until:
+    while start_time(process) == started and time.monotonic() < until:
         time.sleep(0.005)

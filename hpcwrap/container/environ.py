@@ -17,6 +17,9 @@ FORMAT = "hpcwrap-entry-1"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """What an image that sets no PATH gets, as Docker does it."""
 
+ARGUMENTS = {"default": 2, "path": 1, "set": 2, "unset": 1, "prepend": 2, "append": 2}
+"""How many arguments each instruction for variables has."""
+
 
 def make_entry(
     label: str,
@@ -57,6 +60,17 @@ def environment_instructions(environment: Environment) -> List[str]:
         words += [variable.action, variable.name]
         words += [] if variable.action == "unset" else [variable.value]
     return words
+
+
+def describe_variables(image_variables: Iterable[str], environment: Environment) -> List[str]:
+    """What happens to a job's variables, in order, one line each, for `hpcwrap plan`."""
+    words = [*image_instructions(image_variables), *environment_instructions(environment)]
+    lines = []
+    while words:
+        count = ARGUMENTS[words[0]] + 1
+        lines.append(" ".join(words[:count]))
+        words = words[count:]
+    return lines
 
 
 def encode(words: Sequence[str]) -> bytes:

@@ -1,0 +1,44 @@
+# What people type.  Each target does its own set-up on a fresh Debian 12.
+#   make demo    a two-node Slurm on this machine, a container job on it, and its time line
+#   make test    all tests, the real cluster included        make check   linters and types
+#   make bench   speed against peers                         make install PREFIX=/opt/hpcwrap
+
+PYTHON ?= /usr/bin/python3
+PREFIX ?= /opt/hpcwrap
+VENV := .venv
+DEV := $(VENV)/.ready
+
+.PHONY: demo test test-unit check bench install native wheel clean packages
+
+demo: packages $(DEV) native
+	tools/demo
+
+test: packages $(DEV) native
+	$(VENV)/bin/pytest $(TESTS)
+
+test-unit: $(DEV) native
+	$(VENV)/bin/pytest tests/unit
+
+check: packages $(DEV) native
+	tools/check
+
+bench: packages $(DEV) native
+	tools/packages bench
+	$(VENV)/bin/python bench/run.py $(BENCH)
+
+install: native
+	PYTHON=$(PYTHON) PREFIX=$(PREFIX) tools/install
+
+native:
+	@$(MAKE) --no-print-directory -C native
+
+packages:
+	@tools/packages
+
+$(DEV): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist native/build

@@ -1,0 +1,52 @@
+"""No scheduler: `hpcwrap run`, where root prepares a container and a given user joins it.
+
+Job ids are `run-PID-START`: number and start time of the process that the container is for, so
+that the next run can tell which of the leftovers still have an owner.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Mapping, Tuple
+
+from hpcwrap.config import Settings
+from hpcwrap.environment import Mount
+from hpcwrap.errors import SiteError
+from hpcwrap.job import Job, User
+from hpcwrap.request import Request
+from hpcwrap.run import start_time
+
+user_namespace = True
+"""The user joins without privilege."""
+
+PREFIX = "run-"
+
+
+def make_job(user: User) -> Job:
+    """The job that this process is, in its working directory."""
+    process = os.getpid()
+    job_id = f"{PREFIX}{process}-{start_time(process)}"
+    return Job(job_id, "local", user, os.getcwd(), os.uname().nodename.split(".")[0])
+
+
+def has_owner(job_id: str) -> bool:
+    """True for another scheduler's job, and for one whose process still runs."""
+    if not job_id.startswith(PREFIX):
+        return True
+    process, _, started = job_id[len(PREFIX) :].partition("-")
+    return process.isdigit() and start_time(int(process)) == started
+
+
+def read_prolog(_environ: Mapping[str, str]) -> Tuple[Job, Request]:
+    """Nothing but `hpcwrap run` itself begins a run.  Raises SiteError."""
+    raise SiteError("cannot run a prolog without a scheduler", "use `hpcwrap run`")
+
+
+def read_job_id(_environ: Mapping[str, str]) -> str:
+    """Nothing but `hpcwrap run` itself ends a run.  Raises SiteError."""
+    raise SiteError("cannot run an epilog without a scheduler")
+
+
+def own_mounts(_settings: Settings) -> Tuple[Mount, ...]:
+    """No scheduler, no mounts."""
+    return ()

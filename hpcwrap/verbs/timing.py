@@ -1,0 +1,79 @@
+"""`hpcwrap timing`: where the time of a finished job's containers went."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any, Dict, Iterator, List
+
+from hpcwrap.config import load_config
+from hpcwrap.errors import UserError
+
+STEPS = ("resolve", "download", "index", "convert", "publish", "prolog", "join", "epilog")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the verb."""
+    parser.epilog = "The epilog keeps the times in the file that the setting `log` names.\n"
+    parser.add_argument("job", metavar="JOB", help="the job's id")
+    parser.add_argument("--json", action="store_true", help="one document a node")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print a table with a row for each node and step."""
+    path = load_config(arguments.config).settings.log
+    found = list(find(path, arguments.job))
+    if not found:
+        raise UserError(
+            f"cannot find job {arguments.job} in {path}",
+            "its epilog has not run yet, it had no container, or the log is another node's",
+        )
+    if arguments.json:
+        print(json.dumps(found, indent=1))
+    else:
+        show(found)
+    return 0
+
+
+def find(path: str, job: str) -> Iterator[Dict[str, Any]]:
+    """Read a job's lines from the log; broken lines are left out."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            for line in file:
+                if f'"job": "{job}"' in line:
+                    yield json.loads(line)
+    except FileNotFoundError:
+        return
+    except ValueError:
+        return
+
+
+def show(found: List[Dict[str, Any]]) -> None:
+    """Print the table for people."""
+    from rich.console import Console
+    from rich.table import Table
+
+    first = found[0]
+    console = Console()
+    console.print(f"job {first['job']} of {first['user']}: {first['environment']}")
+    console.print(f"[dim]{first['reference']} {first['digest']}[/dim]")
+    table = Table(box=None, pad_edge=False)
+    for title in ("node", "step", "ms", ""):
+        table.add_column(title, justify="right" if title == "ms" else "left")
+    longest = max(time for summary in found for _, time in rows(summary))
+    for summary in sorted(found, key=lambda summary: str(summary["node"])):
+        for number, (step, time) in enumerate(rows(summary)):
+            bar = "█" * max(1, round(40 * time / longest)) if time else ""
+            table.add_row(summary["node"] if number == 0 else "", step, f"{time:.2f}", bar)
+    console.print(table)
+
+
+def rows(summary: Dict[str, Any]) -> list[tuple[str, float]]:
+    """Steps of one node with their times in ms; joins one by one, in the order of ranks."""
+    times = dict(summary["milliseconds"])
+    joins = [
+        (f"join, rank {join['rank']}", join["us"] / 1000)
+        for join in sorted(summary["joins"], key=lambda join: str(join["rank"]))
+    ]
+    before = [(step, times[step]) for step in STEPS if step in times and step != "epilog"]
+    return [*before, *joins, ("epilog", times.get("epilog", 0.0))]

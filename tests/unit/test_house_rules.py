@@ -1,0 +1,101 @@
+"""The rules that keep the rooms apart (CONTRIBUTING.md), held by reading the source."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+PACKAGE = REPOSITORY / "hpcwrap"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+ROOMS = {"schedulers", "image", "container"}
+STAGES = {"submit", "prolog", "enter", "epilog"}
+BASE = {"errors", "log", "__init__"}
+EDGE = {"cli", "verbs", "__main__"}
+
+# The prolog of a warm job and the epilog have a budget of 40 ms; each of these costs 3 to 30 ms.
+SLOW = {
+    *("argparse", "dataclasses", "inspect", "jinja2", "logging", "pathlib", "rich", "subprocess"),
+    *("tempfile", "urllib", "yaml", "psutil", "threading"),
+}
+
+
+def name_of(module: Path) -> str:
+    return ".".join(module.relative_to(REPOSITORY).with_suffix("").parts)
+
+
+def tier(part: str) -> int:
+    if part in BASE:
+        return 0
+    if part in ROOMS:
+        return 2
+    if part in STAGES:
+        return 3
+    return 4 if part in EDGE else 1
+
+
+def imports(module: Path) -> "set[str]":
+    """Every module of any package that a file imports, wherever in it the import stands."""
+    found = set()
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            found.add(str(node.module))
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name_of)
+def test_imports_go_down_and_rooms_stay_apart(module: Path) -> None:
+    parts = module.relative_to(PACKAGE).with_suffix("").parts
+    own = parts[0]
+    for imported in imports(module):
+        words = imported.split(".")
+        if words[0] != "hpcwrap" or len(words) < 2 or not is_module(words[1]):
+            continue
+        other = words[1]
+        assert tier(other) <= tier(own), f"{module} imports {imported}, which is above it"
+        if own in ROOMS and other in ROOMS:
+            assert own == other, f"{module} imports {imported}: rooms never import each other"
+
+
+def is_module(name: str) -> bool:
+    return (PACKAGE / f"{name}.py").exists() or (PACKAGE / name).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("danger", "room"),
+    [("ctypes", "container/syscalls.py"), ("subprocess", "run.py")],
+)
+def test_each_danger_has_one_room(danger: str, room: str) -> None:
+    users = [module for module in MODULES if danger in imports(module)]
+    assert users == [PACKAGE / room]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name_of)
+def test_modules_are_small(module: Path) -> None:
+    assert len(module.read_text().splitlines()) <= 500
+
+
+def test_the_prolog_and_the_epilog_import_little() -> None:
+    script = (
+        "import sys; before = set(sys.modules); import hpcwrap.prolog, hpcwrap.epilog;"
+        "import hpcwrap.schedulers.slurm; print(*sorted(set(sys.modules) - before))"
+    )
+    loaded = subprocess.run(
+        [
+            sys.executable,
+            "-I",
+            "-c",
+            f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); {script}",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert "hpcwrap.container.build" in loaded
+    assert SLOW.isdisjoint(loaded)
