@@ -13,9 +13,9 @@ from hpcwrap.config import Settings
 from hpcwrap.environment import Mount
 from hpcwrap.errors import SiteError
 from hpcwrap.job import Job
-from hpcwrap.request import Request
+from hpcwrap.request import NONE, Request
 
-NAMES = ("slurm",)
+NAMES = ("slurm", "local")
 
 
 class Adapter(Protocol):
@@ -45,10 +45,13 @@ def load(name: str) -> Adapter:
 
 
 def default_container(settings: Settings, job: Job) -> Optional[Request]:
-    """Find the default of the job's partition or account, the partition's first; None without."""
+    """Find the default of the job's partition or account, the partition's first.
+
+    None without one, and where a partition's default is not to have the account's: `none`.
+    """
     defaults = settings.defaults.get(job.scheduler, {})
     for kind, place in (("partition", job.partition), ("account", job.account)):
         name = defaults.get(kind, {}).get(place)
         if name is not None:
-            return Request(name, f"the default of the {kind} {place}")
+            return None if name == NONE else Request(name, f"the default of the {kind} {place}")
     return None
