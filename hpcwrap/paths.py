@@ -18,6 +18,9 @@ JOBS = RUN + "/jobs"
 CONFIG_FILE = "/etc/hpcwrap/hpcwrap.yaml"
 """The site's settings; $HPCWRAP_CONFIG names another file (ignored when set-uid or in a hook)."""
 
+SLURM_TABLE = "/var/lib/hpcwrap/slurm_table.lua"
+"""What slurmctld knows of environments, for submit/slurm.lua; written by `hpcwrap setup slurm`."""
+
 ENVIRONMENTS_NAME = "environments.d"
 """Directory of environments, beside the settings file."""
 

@@ -70,9 +70,9 @@ local function token_name(comment)
     return found
 end
 
-local function with_token(comment, name)
-    local token = TOKEN .. name
-    return (comment and comment ~= "") and (comment .. " " .. token) or token
+local function with_word(comment, value)
+    local word = TOKEN .. value
+    return (comment and comment ~= "") and (comment .. " " .. word) or word
 end
 
 -- All ways of asking must agree: the prolog, the job's record and this check go by different ones.
@@ -212,6 +212,9 @@ local function check_name(known, name, job)
     local environment = known.environments[name]
     if not environment then
         refuse_unknown(known, name)
+    elseif environment.broken then
+        refuse(slurm.ERROR, "cannot use the environment %s: its file is broken "
+            .. "(tell the administrators)", name)
     elseif not is_allowed(known, environment, job.user_id) then
         refuse_forbidden(name, environment, job.user_name)
     end
@@ -220,22 +223,20 @@ end
 -- ---- what the job's record and the prolog get to know ----
 
 local function note(known, name, job)
+    -- With an oci.conf slurmstepd takes the name for the path of a bundle, and the job is held.
+    job.container = known.clear_container and "" or name
     if name == NONE then
         return
     end
     local digest = known.environments[name].digest
-    local label = TOKEN .. name .. (digest and ("@" .. digest) or "")
-    local other = job.admin_comment
-    job.admin_comment = (other and other ~= "") and (other .. " " .. label) or label
-    -- With an oci.conf slurmstepd takes the name for the path of a bundle, and the job is held.
-    job.container = known.clear_container and "" or name
+    job.admin_comment = with_word(job.admin_comment, digest and (name .. "@" .. digest) or name)
 end
 
 -- The job came without SPANK's word, from slurmrestd, scrontab or a default.  The mark makes its
 -- batch script fail, rather than run on the host, where no prolog has left a container.
 local function carry(name, job)
     if token_name(job.comment) ~= name then
-        job.comment = with_token(job.comment, name)
+        job.comment = with_word(job.comment, name)
     end
     if job.script and name ~= NONE then
         job.environment[MARK] = name
@@ -268,7 +269,7 @@ local function modify(job, record)
     if job.comment and job.comment ~= record.comment then
         local after = token_name(job.comment)
         if before and not after then
-            job.comment = with_token(job.comment, before)
+            job.comment = with_word(job.comment, before)
         elseif after ~= before then
             refuse(
                 slurm.ESLURM_ACCESS_DENIED,

@@ -60,9 +60,17 @@ def read_request(environ: Mapping[str, str]) -> Request:
     """Read the container asked for: the control environment's word counts before the comment's."""
     asked = environ.get(CONTROL_VARIABLE)
     if asked is not None:
-        return Request(asked, "--container")
+        return Request(harmless(asked), "--container")
     word = comment_request(environ.get("SLURM_JOB_COMMENT", ""))
-    return Request(word, "the job's comment" if word else "")
+    return Request(harmless(word), "the job's comment") if word else Request(None, "")
+
+
+def harmless(name: str) -> str:
+    """Make a user's text fit for messages and file names; what is a name already stays as it is.
+
+    No error yet: nobody would see it before the job's directory is there to hold it.
+    """
+    return re.sub(r"[^A-Za-z0-9._-]", "?", name)[:64] or "?"
 
 
 def comment_request(comment: str) -> Optional[str]:

@@ -1,0 +1,148 @@
+"""The table of environments that submit/slurm.lua looks jobs up in: made from the configuration.
+
+Pure text here; who writes it where is in hpcwrap/verbs/setup.py.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence
+
+import jinja2
+
+from hpcwrap import paths
+from hpcwrap.config import Config
+from hpcwrap.environment import Environment
+
+VERSION = 1
+FEW = 10
+"""So many environments are listed to a user who mistypes a name; of more, only the nearest."""
+
+TEMPLATE = "slurm_table.lua.j2"
+
+
+class Accounts(NamedTuple):
+    """Numbers of users and groups: `uids` by user name, `members` by group name.
+
+    A group whose members cannot be listed (a directory service that does not enumerate) has None:
+    then the prolog decides, which asks for one user.
+    """
+
+    uids: Mapping[str, int]
+    members: Mapping[str, Optional[Sequence[int]]]
+
+
+class Row(NamedTuple):
+    """One environment as the template wants it; `restricted` when not everyone may use it."""
+
+    name: str
+    digest: Optional[str]
+    restricted: bool
+    uids: List[int]
+    groups: Sequence[str]
+
+
+def render_table(
+    config: Config, digests: Mapping[str, str], accounts: Accounts, *, clear_container: bool
+) -> str:
+    """Write the table as Lua.
+
+    `digests` has the digest of each environment whose image is in the store.  `clear_container`
+    is for sites with an oci.conf, where Slurm would take the name for the path of a bundle.
+    """
+    return (
+        make_engine()
+        .get_template(TEMPLATE)
+        .render(
+            version=VERSION,
+            origin=config.path,
+            allow_none=config.settings.allow_none,
+            clear_container=clear_container,
+            hint=make_hint(sorted(config.environments)),
+            defaults=config.settings.defaults["slurm"],
+            environments=[
+                make_row(environment, digests.get(name), accounts)
+                for name, environment in sorted(config.environments.items())
+            ],
+            broken=sorted(config.broken),
+            members={group: accounts.members.get(group) for group in named_groups(config)},
+        )
+    )
+
+
+def make_row(environment: Environment, digest: Optional[str], accounts: Accounts) -> Row:
+    """Describe one environment by numbers; users whom the host does not know are left out."""
+    return Row(
+        name=environment.name,
+        digest=digest,
+        restricted=bool(environment.users or environment.groups),
+        uids=sorted(accounts.uids[user] for user in environment.users if user in accounts.uids),
+        groups=environment.groups,
+    )
+
+
+def make_hint(names: Sequence[str]) -> str:
+    """Say what there is to somebody who named what there is not."""
+    if not names:
+        return "this site has no environments"
+    return f"known are {', '.join(names)}" if len(names) <= FEW else "see `hpcwrap env list`"
+
+
+def named_users(config: Config) -> List[str]:
+    """All users that environments are limited to."""
+    return sorted({user for known in config.environments.values() for user in known.users})
+
+
+def named_groups(config: Config) -> List[str]:
+    """All groups that environments are limited to."""
+    return sorted({group for known in config.environments.values() for group in known.groups})
+
+
+def make_engine() -> jinja2.Environment:
+    """Make what renders the templates; a hole without a value is an error."""
+    engine = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(paths.data("templates")),
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,  # noqa: S701  Lua and Slurm's files: the filters below do their quoting
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    engine.filters["lua"] = lua_literal
+    engine.filters["comment"] = comment_text
+    return engine
+
+
+def lua_literal(value: object) -> str:
+    """Write a string, number or truth value as Lua (reference manual, 2.1).
+
+    Bytes other than printable ASCII become decimal escapes, so that no text can end its quotes.
+
+    >>> lua_literal('a"b')
+    '"a\\\\034b"'
+    """
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    raw = os.fsencode(str(value))
+    return '"' + "".join(_escape(byte) for byte in raw) + '"'
+
+
+def comment_text(value: str) -> str:
+    """Keep a text within its line, for comments."""
+    return "".join(character if character.isprintable() else "?" for character in value)
+
+
+def _escape(byte: int) -> str:
+    plain = 32 <= byte < 127 and byte not in (ord('"'), ord("\\"))
+    return chr(byte) if plain else f"\\{byte:03d}"
+
+
+def digests_of(config: Config, found: Mapping[str, Optional[str]]) -> Dict[str, str]:
+    """Name → digest, from reference → digest: environments that share an image share it here."""
+    return {
+        name: digest
+        for name, known in config.environments.items()
+        for digest in [found.get(known.image)]
+        if digest
+    }

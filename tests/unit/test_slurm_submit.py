@@ -1,0 +1,478 @@
+"""submit/slurm.lua under a plain Lua, with the table that the package writes.
+
+What slurmctld lends to job_submit.lua is stood in for by the few lines of DRIVER, as strict as the
+real thing where it matters: SPANK's variables cannot be written, a job without a script has no
+environment.  tests/slurm asks the real slurmctld.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+import subprocess
+import time
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
+
+import pytest
+
+from hpcwrap.config import Config, Settings
+from hpcwrap.environment import Environment
+from hpcwrap.errors import SiteError
+from hpcwrap.schedulers.slurm_table import Accounts, lua_literal, render_table
+
+FILTER = pathlib.Path(__file__).parents[2] / "submit" / "slurm.lua"
+LUAS = [name for name in ("lua5.1", "lua5.3", "lua5.4") if shutil.which(name)]
+DIGEST = "sha256:" + "d" * 64
+ALICE, BOB = 2001, 2002
+DENIED = 2002
+
+DRIVER = """
+local said, logged = {}, {}
+slurm = { SUCCESS = 0, ERROR = -1, ESLURM_ACCESS_DENIED = 2002 }
+function slurm.log_user(format, ...) said[#said + 1] = string.format(format, ...) end
+function slurm.log_error(format, ...) logged[#logged + 1] = string.format(format, ...) end
+slurm.log_info = slurm.log_error
+local function strict(fields)
+    local written = {}
+    return setmetatable({}, {
+        __index = function(_, key) return fields[key] end,
+        __newindex = function(_, key, value)
+            assert(type(value) == "string", "bad argument to " .. key)
+            assert(key == "comment" or key == "container" or key == "admin_comment", key)
+            fields[key] = value ~= "" and value or nil
+        end,
+    })
+end
+local function show(name, value) print(name .. "=" .. tostring(value)) end
+local call = dofile(arg[1])
+local hpcwrap = dofile(arg[2])(arg[3])
+for _ = 1, call.times or 1 do
+    code = hpcwrap[call.verb](strict(call.job), call.verb == "submit" and call.partitions
+        or call.record, call.job.user_id, call.job.user_id)
+end
+show("code", code)
+for _, name in ipairs({ "comment", "container", "admin_comment" }) do
+    show(name, call.job[name])
+end
+show("mark", (call.job.environment or {}).SLURM_SPANK_HPCWRAP_CONTAINER)
+show("said", table.concat(said, "\\n"))
+show("logged", table.concat(logged, "\\n"))
+"""
+
+
+class Outcome(NamedTuple):
+    code: int
+    comment: Optional[str]
+    container: Optional[str]
+    admin_comment: Optional[str]
+    mark: Optional[str]
+    said: str
+    logged: str
+
+
+def environment(
+    name: str, users: Sequence[str] = (), groups: Sequence[str] = (), image: str = "img"
+) -> Environment:
+    return Environment(name, image, "", (), (), None, tuple(users), tuple(groups), "")
+
+
+def config(*environments: Environment, **settings: Any) -> Config:
+    known = {each.name: each for each in environments}
+    broken = {"half-done": SiteError("half-done.yaml:3: no image")}
+    return Config("/etc/hpcwrap/hpcwrap.yaml", Settings(**settings), {}, known, {}, broken, {})
+
+
+ACCOUNTS = Accounts(
+    uids={"alice": ALICE, "bob": BOB},
+    members={"research": [ALICE], 'odd "group" \\': [BOB], "directory": None},
+)
+SITE = (
+    environment("debian-12"),
+    environment("cuda-12"),
+    environment("for-alice", users=["alice", "nobody-here"]),
+    environment("for-research", groups=["research"]),
+    environment("for-odd", groups=['odd "group" \\']),
+    environment("for-directory", groups=["directory"]),
+    environment("for-ghosts", users=["nobody-here"]),
+)
+
+
+def make_table(site: Config, *, clear_container: bool = False) -> str:
+    return render_table(site, {"debian-12": DIGEST}, ACCOUNTS, clear_container=clear_container)
+
+
+class Filter:
+    """The filter with one table; `call` runs it once for one job."""
+
+    def __init__(self, lua: str, directory: pathlib.Path) -> None:
+        self.lua = lua
+        self.directory = directory
+        self.table = directory / "table.lua"
+        self.table.write_text(make_table(config(*SITE)))
+        (directory / "driver.lua").write_text(DRIVER)
+
+    def site(self, **settings: Any) -> Filter:
+        self.table.write_text(make_table(config(*SITE, **settings)))
+        return self
+
+    def call(self, verb: str, **call: Any) -> Outcome:
+        document = {"verb": verb, **call}
+        (self.directory / "call.lua").write_text("return " + to_lua(document))
+        done = subprocess.run(
+            [self.lua, "driver.lua", "call.lua", FILTER, self.table],
+            cwd=self.directory,
+            capture_output=True,
+            text=True,
+            errors="surrogateescape",
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return parse(done.stdout)
+
+    def submit(
+        self, partitions: Optional[Mapping[str, Any]] = None, times: int = 1, **job: Any
+    ) -> Outcome:
+        fields = {"user_id": ALICE, "user_name": "alice", **job}
+        fields["spank_job_env_size"] = len(fields.get("spank_job_env", {}))
+        return self.call("submit", job=fields, partitions=partitions or {}, times=times)
+
+    def modify(self, job: Mapping[str, Any], record: Mapping[str, Any]) -> Outcome:
+        return self.call("modify", job={"user_id": ALICE, **job}, record=record)
+
+
+def to_lua(value: Any) -> str:
+    if isinstance(value, Mapping):
+        pairs = [f"[{lua_literal(key)}] = {to_lua(item)}" for key, item in value.items()]
+        return "{" + ", ".join(pairs) + "}"
+    return lua_literal(value)
+
+
+def parse(text: str) -> Outcome:
+    fields: Dict[str, Optional[str]] = {}
+    name = ""
+    for line in text.splitlines():
+        head, equals, tail = line.partition("=")
+        if equals and head in Outcome._fields:
+            name = head
+            fields[name] = None if tail == "nil" else tail
+        else:
+            fields[name] = f"{fields[name]}\n{line}"
+    said, logged = fields.pop("said") or "", fields.pop("logged") or ""
+    code = int(fields.pop("code") or "99")
+    return Outcome(code=code, said=said, logged=logged, **fields)  # type: ignore[arg-type]
+
+
+def spank(*names: str) -> Dict[int, str]:
+    """SPANK's variables as slurmctld shows them: counted from 0."""
+    variables = ["OTHER=1", *(f"HPCWRAP_CONTAINER={name}" for name in names)]
+    return dict(enumerate(variables))
+
+
+@pytest.fixture(params=LUAS or [None])
+def lua(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> Filter:
+    if request.param is None:
+        pytest.skip("no Lua interpreter is installed (Debian: lua5.1)")
+    return Filter(request.param, tmp_path)
+
+
+# ---- who asks, and how ----
+
+
+def test_job_without_a_container_is_left_alone(lua: Filter) -> None:
+    assert lua.submit(comment="mine") == Outcome(0, "mine", None, None, None, "", "")
+
+
+def test_sbatch_with_the_plugin(lua: Filter) -> None:
+    done = lua.submit(container="debian-12", spank_job_env=spank("debian-12"), comment="mine")
+    label = f"hpcwrap=debian-12@{DIGEST}"
+    assert done == Outcome(0, "mine", "debian-12", label, None, "", "")
+
+
+def test_srun_whose_plugin_has_cleared_the_option(lua: Filter) -> None:
+    done = lua.submit(spank_job_env=spank("cuda-12"))
+    assert (done.code, done.container, done.admin_comment) == (0, "cuda-12", "hpcwrap=cuda-12")
+    assert done.comment is None
+
+
+def test_client_without_the_plugin_is_carried_by_the_comment(lua: Filter) -> None:
+    done = lua.submit(container="debian-12", comment="run 7", script="#!/bin/sh", environment={})
+    assert done.code == 0
+    assert done.comment == "run 7 hpcwrap=debian-12"
+    assert done.mark == "debian-12"
+
+
+def test_job_without_a_script_gets_no_mark(lua: Filter) -> None:
+    done = lua.submit(container="debian-12")
+    assert (done.code, done.comment, done.mark) == (0, "hpcwrap=debian-12", None)
+
+
+def test_word_in_the_comment_is_a_request(lua: Filter) -> None:
+    done = lua.submit(comment="hpcwrap=debian-12")
+    assert (done.code, done.comment, done.container) == (0, "hpcwrap=debian-12", "debian-12")
+
+
+def test_bundle_path_is_slurms_business(lua: Filter) -> None:
+    done = lua.submit(container="/bundles/one")
+    assert done == Outcome(0, None, "/bundles/one", None, None, "", "")
+
+
+def test_administrators_own_comment_is_kept(lua: Filter) -> None:
+    done = lua.submit(container="cuda-12", admin_comment="note")
+    assert done.admin_comment == "note hpcwrap=cuda-12"
+
+
+def test_name_is_cleared_where_slurm_has_an_oci_conf(lua: Filter) -> None:
+    lua.table.write_text(make_table(config(*SITE), clear_container=True))
+    done = lua.submit(container="debian-12", spank_job_env=spank("debian-12"))
+    assert (done.code, done.container) == (0, None)
+    assert lua.submit(container="none", spank_job_env=spank("none")).container is None
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        {"container": "debian-12", "spank_job_env": spank("cuda-12")},
+        {"container": "debian-12", "comment": "hpcwrap=cuda-12"},
+        {"comment": "hpcwrap=debian-12", "spank_job_env": spank("cuda-12")},
+        {"container": "none", "spank_job_env": spank("cuda-12")},
+    ],
+)
+def test_contradictions_are_refused(lua: Filter, job: Dict[str, Any]) -> None:
+    done = lua.submit(**job)
+    assert done.code == -1
+    assert done.said.startswith("hpcwrap: cannot tell which container is meant: ")
+
+
+# ---- names ----
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("debian12", "debian-12"),
+        ("debian-21", "debian-12"),
+        ("debain-12", "debian-12"),
+        ("ddebian-12", "debian-12"),
+        ("debian_12", "debian-12"),
+        ("Debian-12", "debian-12"),
+        ("cuda-1", "cuda-12"),
+    ],
+)
+def test_unknown_name_with_one_error(lua: Filter, name: str, near: str) -> None:
+    done = lua.submit(container=name, spank_job_env=spank(name))
+    assert done.code == -1
+    assert done.said == f"hpcwrap: there is no environment '{name}' (did you mean {near}?)"
+    assert done.admin_comment is None
+
+
+@pytest.mark.parametrize(
+    "name", ["", "x", "%s%d%", "a b", "é" * 40, 'q"uote\\', "__index", "x" * 9999]
+)
+def test_odd_names_are_unknown_names(lua: Filter, name: str) -> None:
+    done = lua.submit(spank_job_env=spank(name))
+    assert done.code == -1
+    assert "hpcwrap: there is no environment '" in done.said
+    assert "(known are cuda-12, debian-12, for-" in done.said
+    assert len(done.said.encode()) < 300
+
+
+def test_many_environments_are_not_listed(lua: Filter) -> None:
+    many = config(*(environment(f"env-{number:02}") for number in range(11)))
+    lua.table.write_text(make_table(many))
+    assert lua.submit(container="x").said.endswith("(see `hpcwrap env list`)")
+
+
+def test_broken_environment_is_the_sites_fault(lua: Filter) -> None:
+    done = lua.submit(container="half-done")
+    assert done.code == -1
+    assert done.said == (
+        "hpcwrap: cannot use the environment half-done: its file is broken "
+        "(tell the administrators)"
+    )
+
+
+# ---- users and groups ----
+
+
+@pytest.mark.parametrize(
+    ("name", "uid", "code"),
+    [
+        ("debian-12", BOB, 0),
+        ("for-alice", ALICE, 0),
+        ("for-alice", BOB, DENIED),
+        ("for-research", ALICE, 0),
+        ("for-research", BOB, DENIED),
+        ("for-odd", BOB, 0),
+        ("for-odd", ALICE, DENIED),
+        ("for-directory", BOB, 0),
+        ("for-ghosts", ALICE, DENIED),
+        ("for-ghosts", 0, DENIED),
+    ],
+)
+def test_who_may_use_what(lua: Filter, name: str, uid: int, code: int) -> None:
+    assert lua.submit(container=name, user_id=uid).code == code
+
+
+def test_refusal_names_the_group(lua: Filter) -> None:
+    done = lua.submit(container="for-research", user_id=BOB, user_name="bob")
+    assert done.said == (
+        "hpcwrap: bob may not use the environment for-research: "
+        "it is for members of the group research (ask the administrators for access)"
+    )
+
+
+# ---- defaults ----
+
+DEFAULTS = {
+    "slurm": {
+        "partition": {"gpu": "cuda-12", "gpu2": "cuda-12", "plain": "none"},
+        "account": {"physics": "debian-12"},
+    }
+}
+
+
+@pytest.mark.parametrize(
+    ("job", "container"),
+    [
+        ({"partition": "gpu"}, "cuda-12"),
+        ({"partition": "gpu,gpu2"}, "cuda-12"),
+        ({"partition": "gpu", "account": "physics"}, "cuda-12"),
+        ({"partition": "main", "account": "physics"}, "debian-12"),
+        ({"partition": "main", "default_account": "physics"}, "debian-12"),
+        ({"partition": "main", "account": "other", "default_account": "physics"}, None),
+        ({"partition": "plain", "account": "physics"}, None),
+        ({"partition": "main"}, None),
+        ({}, "cuda-12"),
+    ],
+)
+def test_defaults(lua: Filter, job: Dict[str, Any], container: Optional[str]) -> None:
+    partitions = {"main": {"flag_default": 0}, "gpu": {"flag_default": 1}}
+    done = lua.site(defaults=DEFAULTS).submit(partitions=partitions, **job)
+    assert (done.code, done.container) == (0, container)
+    assert done.comment == (f"hpcwrap={container}" if container else None)
+
+
+def test_default_gives_way_to_the_users_choice(lua: Filter) -> None:
+    done = lua.site(defaults=DEFAULTS).submit(container="debian-12", partition="gpu")
+    assert (done.code, done.container) == (0, "debian-12")
+
+
+@pytest.mark.parametrize("partition", ["gpu,main", "main,gpu", "gpu,plain"])
+def test_partitions_that_differ(lua: Filter, partition: str) -> None:
+    done = lua.site(defaults=DEFAULTS).submit(partition=partition)
+    assert done.code == -1
+    assert "have different defaults (name one, or --container=none)" in done.said
+
+
+def test_none_opts_out(lua: Filter) -> None:
+    lua.site(defaults=DEFAULTS)
+    done = lua.submit(container="none", partition="gpu", spank_job_env=spank("none"))
+    assert (done.code, done.comment, done.admin_comment) == (0, None, None)
+    done = lua.submit(container="none", partition="gpu")
+    assert (done.code, done.comment) == (0, "hpcwrap=none")
+
+
+def test_none_refused(lua: Filter) -> None:
+    done = lua.site(allow_none=False).submit(container="none")
+    assert done.code == -1
+    assert "this site does not allow --container=none" in done.said
+
+
+def test_bundle_is_a_way_out_of_a_default_only_where_none_is(lua: Filter) -> None:
+    done = lua.site(defaults=DEFAULTS).submit(container="/bundle", partition="gpu")
+    assert (done.code, done.container, done.comment) == (0, "/bundle", "hpcwrap=none")
+    lua.site(defaults=DEFAULTS, allow_none=False)
+    assert lua.submit(container="/bundle", partition="gpu").code == -1
+
+
+# ---- changes of a job ----
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "code", "comment"),
+    [
+        (None, "hpcwrap=debian-12", 0, None),
+        ("note", "x hpcwrap=debian-12", 0, "note hpcwrap=debian-12"),
+        ("", "hpcwrap=debian-12", 0, "hpcwrap=debian-12"),
+        ("note hpcwrap=debian-12", "hpcwrap=debian-12", 0, "note hpcwrap=debian-12"),
+        ("hpcwrap=cuda-12", "hpcwrap=debian-12", DENIED, "hpcwrap=cuda-12"),
+        ("hpcwrap=cuda-12", None, DENIED, "hpcwrap=cuda-12"),
+        ("hpcwrap=none", "hpcwrap=debian-12", DENIED, "hpcwrap=none"),
+        ("note", None, 0, "note"),
+    ],
+)
+def test_comment_may_change_around_the_word(
+    lua: Filter, new: Optional[str], old: Optional[str], code: int, comment: Optional[str]
+) -> None:
+    job = {} if new is None else {"comment": new}
+    done = lua.modify(job, {} if old is None else {"comment": old})
+    assert (done.code, done.comment, done.said) == (code, comment, "")
+
+
+def test_container_cannot_be_changed(lua: Filter) -> None:
+    assert lua.modify({"container": "cuda-12"}, {"container": "debian-12"}).code == DENIED
+    assert lua.modify({"container": "debian-12"}, {"container": "debian-12"}).code == 0
+
+
+# ---- when something is wrong with us ----
+
+BROKEN_TABLES: List[Optional[str]] = [
+    None,
+    "",
+    "return 7",
+    "return {",
+    "return { version = 99 }",
+    "return os.exit(0)",
+    "return { version = 1 }",
+    "\x1bLua",
+]
+
+
+@pytest.mark.parametrize("text", BROKEN_TABLES)
+def test_broken_table_rejects(lua: Filter, text: Optional[str]) -> None:
+    lua.table.unlink()
+    if text is not None:
+        lua.table.write_text(text)
+    for job in ({}, {"container": "debian-12"}, {"spank_job_env": spank("debian-12")}):
+        done = lua.submit(**job)
+        assert done.code == -1
+        assert done.said == (
+            "hpcwrap: cannot check the job's container: tell the administrators "
+            "(slurmctld's log has the reason)"
+        )
+        assert done.logged
+
+
+def test_table_is_nothing_but_data(lua: Filter, tmp_path: pathlib.Path) -> None:
+    lua.table.write_text(f'io.open("{tmp_path}/written", "w") return {{ version = 1 }}')
+    assert lua.submit().code == -1
+    assert not (tmp_path / "written").exists()
+
+
+def test_nasty_texts_survive_the_table(lua: Filter) -> None:
+    nasty = ["]]", '"', "\\", "\n", "\r", "\0", "é", "\udcff", "--", "${x}", "{{ x }}", "%d"]
+    for text in nasty:
+        group = f"g{text}g"
+        site = config(environment("closed", groups=[group], users=[text]))
+        accounts = Accounts({text: ALICE}, {group: [BOB]})
+        table = render_table(site, {"closed": text}, accounts, clear_container=False)
+        lua.table.write_bytes(table.encode("ascii"))
+        assert lua.submit(container="closed").code == 0, repr(text)
+        assert lua.submit(container="closed", user_id=7).code == DENIED, repr(text)
+
+
+def test_time_does_not_grow_with_the_environments(lua: Filter) -> None:
+    def seconds(count: int) -> float:
+        names = (environment(f"env-{number}", groups=["research"]) for number in range(count))
+        lua.table.write_text(make_table(config(*names)))
+        best = 1e9
+        for _ in range(3):
+            start = time.perf_counter()
+            lua.submit(container="env-3", times=1)
+            loaded = time.perf_counter()
+            lua.submit(container="env-3", times=5000)
+            best = min(best, (time.perf_counter() - loaded) - (loaded - start))
+        return best
+
+    few, many = seconds(10), seconds(10_000)
+    assert many < 2 * few + 0.02
