@@ -9,7 +9,7 @@ import time
 from typing import Optional, Sequence
 
 from clusterlib import lifecycle, processes
-from clusterlib.errors import ClusterError
+from clusterlib.errors import ToolError
 from clusterlib.layout import (
     CONTROLLER,
     DEFAULT_NODES,
@@ -43,9 +43,9 @@ def main(argv: Sequence[str]) -> int:
     options = make_parser().parse_args(argv)
     try:
         if os.geteuid() != 0:
-            raise ClusterError("cannot make or enter nodes: run this as root")
+            raise ToolError("cannot make or enter nodes: run this as root")
         return int(options.verb(options))
-    except (ClusterError, OSError) as error:
+    except (ToolError, OSError) as error:
         print(f"tools/cluster: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

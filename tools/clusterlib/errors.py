@@ -1,7 +1,7 @@
-"""The one kind of expected failure of these tools."""
+"""The one kind of expected failure of `tools/cluster` and `tools/image`."""
 
 from __future__ import annotations
 
 
-class ClusterError(Exception):
+class ToolError(Exception):
     """An expected failure, told in one sentence: verb, object, reason, and what to do."""

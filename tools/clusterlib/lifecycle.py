@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Iterator, NamedTuple
 
 from clusterlib import leftovers, network, nodefiles, services
-from clusterlib.errors import ClusterError
+from clusterlib.errors import ToolError
 from clusterlib.layout import (
     CONTROLLER,
     REGISTRY_SHARE,
@@ -50,7 +50,7 @@ def up(cluster: Cluster) -> bool:
         remove(cluster.state)
         try:
             build(cluster)
-        except (ClusterError, OSError, KeyboardInterrupt):
+        except (ToolError, OSError, KeyboardInterrupt):
             remove(cluster.state)
             raise
     return True
@@ -70,7 +70,7 @@ def restart(state: str) -> None:
     with locked(state):
         pids = node_pids(state)
         if not pids:
-            raise ClusterError(f"cannot restart: no cluster is up in {state}")
+            raise ToolError(f"cannot restart: no cluster is up in {state}")
         services.stop_slurm(pids)
         services.start_slurm(pids)
 
@@ -132,7 +132,7 @@ def start_nodes(cluster: Cluster) -> dict[str, int]:
         said = process.communicate()[0].strip()
         if said != READY:
             reason = said.splitlines()[-1] if said else "no message"
-            raise ClusterError(f"cannot build node {node}: {reason}")
+            raise ToolError(f"cannot build node {node}: {reason}")
     return {node: node_pid(cluster.state, node) for node in cluster.names}
 
 
@@ -168,10 +168,10 @@ def kill_holders(state: str) -> None:
 
 
 def check_ours(state: str) -> None:
-    """Raise ClusterError unless the state directory is empty or a cluster's."""
+    """Raise ToolError unless the state directory is empty or a cluster's."""
     names = os.listdir(state)
     if names and not any(name.startswith(MARK) for name in names):
-        raise ClusterError(
+        raise ToolError(
             f"cannot use {state}: it is not empty and no cluster made it (choose another --state)"
         )
 
@@ -192,7 +192,7 @@ def delete_state(state: str) -> None:
 def is_healthy(cluster: Cluster) -> bool:
     """Whether exactly this cluster is up: every node there and in service, the registry too.
 
-    Raises ClusterError when a healthy one of another size is up.
+    Raises ToolError when a healthy one of another size is up.
     """
     pids = node_pids(cluster.state)
     if CONTROLLER not in pids or not services.registry_listens(pids[CONTROLLER]):
@@ -202,7 +202,7 @@ def is_healthy(cluster: Cluster) -> bool:
     if not in_service or len(pids) - 1 != read_marks(cluster.state).get("compute_nodes"):
         return False
     if len(pids) != len(cluster.names):
-        raise ClusterError(
+        raise ToolError(
             f"cannot bring up {cluster.compute_nodes} nodes: a cluster of {len(pids) - 1} is up in "
             f"{cluster.state} (take it down first: tools/cluster down)"
         )
@@ -237,14 +237,14 @@ def node_pids(state: str) -> dict[str, int]:
 
 
 def check_fit(cluster: Cluster) -> None:
-    """Raise ClusterError when this machine or this state directory cannot carry a cluster."""
+    """Raise ToolError when this machine or this state directory cannot carry a cluster."""
     services.check_programs()
     if AWKWARD & set(cluster.state):
-        raise ClusterError(f"cannot use {cluster.state!r}: no spaces, commas, colons or quotes")
+        raise ToolError(f"cannot use {cluster.state!r}: no spaces, commas, colons or quotes")
     root = os.stat(cluster.lower_root).st_dev
     for directory in ("etc", "usr", "var"):
         if os.stat(os.path.join(cluster.lower_root, directory)).st_dev != root:
-            raise ClusterError(
+            raise ToolError(
                 f"cannot build nodes: /{directory} is a file system of its own, and a node's root "
                 "is an overlay over one file system"
             )

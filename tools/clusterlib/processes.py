@@ -9,7 +9,7 @@ import time
 from typing import Callable, Mapping, NamedTuple, Optional, Sequence
 
 from clusterlib import syscalls
-from clusterlib.errors import ClusterError
+from clusterlib.errors import ToolError
 from clusterlib.layout import ROOT_PATH, SLURM_CONF, USER_PATH, User
 
 INIT = os.path.join(os.path.dirname(os.path.realpath(__file__)), "init.py")
@@ -88,15 +88,15 @@ def _is_process_one(pid: int) -> bool:
 def node_pid(state: str, node: str) -> int:
     """The process 1 of a node, as a number of this PID namespace.
 
-    Raises ClusterError when the node is not there.
+    Raises ToolError when the node is not there.
     """
     there = {holder.node: holder.pid for holder in holders(state) if holder.inside}
     if node in there:
         return there[node]
     if there:
         names = ", ".join(sorted(there))
-        raise ClusterError(f"cannot reach node {node}: this cluster has {names}")
-    raise ClusterError(
+        raise ToolError(f"cannot reach node {node}: this cluster has {names}")
+    raise ToolError(
         f"cannot reach node {node}: no cluster is up in {state} (start one: tools/cluster up)"
     )
 
@@ -104,7 +104,7 @@ def node_pid(state: str, node: str) -> int:
 def run_in(pid: int, argv: Sequence[str], *, check: bool = True) -> str:
     """Run a command as root in the node whose process 1 is `pid`; its standard output.
 
-    Raises ClusterError with the command's last words when it fails and `check` is set.
+    Raises ToolError with the command's last words when it fails and `check` is set.
     """
     return _run([*_into_node(pid), *argv], name=argv[0], check=check)
 
@@ -127,7 +127,7 @@ def start_in(pid: int, argv: Sequence[str], log: str) -> None:
             check=False,
         )
     if done.returncode != 0:
-        raise ClusterError(f"cannot start {argv[0]}: exit code {done.returncode}")
+        raise ToolError(f"cannot start {argv[0]}: exit code {done.returncode}")
 
 
 def _into_node(pid: int) -> list[str]:
@@ -141,7 +141,7 @@ def _run(argv: Sequence[str], *, name: str, text: str = "", check: bool = True) 
     )
     if check and done.returncode != 0:
         words = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
-        raise ClusterError(f"cannot run {name}: {words} (exit code {done.returncode})")
+        raise ToolError(f"cannot run {name}: {words} (exit code {done.returncode})")
     return done.stdout
 
 
@@ -233,10 +233,10 @@ def exit_code(status: int) -> int:
 def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:
     """Ask again and again until `condition` holds.
 
-    Raises ClusterError saying `what` did not happen within `seconds`.
+    Raises ToolError saying `what` did not happen within `seconds`.
     """
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
-            raise ClusterError(f"cannot go on: {what} within {seconds:.0f} s")
+            raise ToolError(f"cannot go on: {what} within {seconds:.0f} s")
         time.sleep(0.02)

@@ -7,7 +7,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from typing import Callable, Iterable, Mapping
 
-from clusterlib.errors import ClusterError
+from clusterlib.errors import ToolError
 from clusterlib.layout import (
     CONTROLLER,
     REGISTRY_PORT,
@@ -109,7 +109,7 @@ def _stop(pid: int, pid_file: str) -> None:
 
 
 def check_programs() -> None:
-    """Raise ClusterError naming the first program that this machine lacks."""
+    """Raise ToolError naming the first program that this machine lacks."""
     for program in ("slurmctld", "slurmd", "sinfo", "munged", "docker-registry", "ip", "nsenter"):
         if not shutil.which(program, path=ROOT_PATH):
-            raise ClusterError(f"cannot find the program {program}: run tools/packages first")
+            raise ToolError(f"cannot find the program {program}: run tools/packages first")
