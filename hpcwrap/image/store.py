@@ -89,11 +89,16 @@ class Store:
         Raises UserError for text that is no reference.
         """
         reference = parse_reference(reference_text)
-        try:
-            digest: Optional[str] = read_link(self.ref_path(reference)).digest
-        except (OSError, DamagedError):
-            digest = reference.digest
+        link = self.find_link(reference)
+        digest = link.digest if link else reference.digest
         return self.find_digest(digest, str(reference)) if digest else None
+
+    def find_link(self, reference: Reference) -> Optional[Link]:
+        """What a reference was resolved to, or None when it never was."""
+        try:
+            return read_link(self.ref_path(reference))
+        except (OSError, DamagedError):
+            return None
 
     def find_digest(self, digest: str, reference: str = "") -> Optional[Image]:
         """The image of a digest, or None when it is not there whole."""

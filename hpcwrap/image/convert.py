@@ -1,0 +1,189 @@
+"""The image user's part of a pull: from a resolved reference to a squashfs file.
+
+    download (skopeo) ─▶ spools (igzip) ─▶ indexes ─▶ plan ─▶ mksquashfs
+
+A layer is decompressed and indexed while later ones still come in.  Runs in a worker's process,
+in a directory of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Any, Dict, List, NamedTuple
+
+from hpcwrap.errors import UserError
+from hpcwrap.image.digest import digest_of
+from hpcwrap.image.flatten import in_layer
+from hpcwrap.image.layer import Layer, index_layer
+from hpcwrap.image.manifest import MAX_MANIFEST, Blob
+from hpcwrap.image.plan import flatten
+from hpcwrap.image.reference import Reference
+from hpcwrap.image.spool import Spool
+from hpcwrap.image.squashfs import Format, write_squashfs
+from hpcwrap.image.store import parse_config
+from hpcwrap.image.tar import LayerError
+from hpcwrap.image.transport import Download, Resolved
+from hpcwrap.image.worker import Progress, Report
+
+OUTPUT = "image.sqsh"
+TICK = 0.01
+REPORT_EVERY = 0.1
+"""Seconds between looks at the children, and between two lines to the parent."""
+
+
+class Fetched(NamedTuple):
+    """What is known of a squashfs that was made: sizes in bytes, times in ms."""
+
+    config: Dict[str, Any]
+    compressed: int
+    unpacked: int
+    entries: int
+    devices: int
+    milliseconds: Dict[str, float]
+
+
+def fetch(reference: Reference, resolved: Resolved, form: Format, report: Report) -> Fetched:
+    """Download, merge and convert an image into the file OUTPUT of the working directory.
+
+    Raises UserError when the image is broken, SiteError when something here or on the way is.
+    """
+    watch = Stopwatch()
+    layers = _Layers(Download(reference, resolved, os.path.abspath("download")), report)
+    try:
+        while layers.coming():
+            time.sleep(TICK)
+        watch.lap("download")
+        while layers.unpacking():
+            time.sleep(TICK)
+        plan = flatten(layers.in_order())
+    except LayerError as error:
+        raise UserError(f"the image {reference} is broken: {error.message}") from None
+    watch.lap("unpack")
+    throttled = _Throttle(report)
+    write_squashfs(
+        plan,
+        layers.files(),
+        OUTPUT,
+        form,
+        lambda done: throttled(Progress("convert", "", done, plan.size)),
+    )
+    watch.lap("convert")
+    blobs = resolved.manifest.layers
+    return Fetched(
+        config=_read_config(reference, layers.download.blob_path(resolved.manifest.config)),
+        compressed=sum(blob.size for blob in blobs),
+        unpacked=plan.size,
+        entries=plan.entries,
+        devices=plan.devices,
+        milliseconds=watch.milliseconds,
+    )
+
+
+class Stopwatch:
+    """Times of the stages of a pull, in ms."""
+
+    def __init__(self) -> None:
+        self.milliseconds: Dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, stage: str) -> None:
+        """End a stage; the next one begins."""
+        now = time.monotonic()
+        self.milliseconds[stage] = round((now - self._last) * 1e3, 1)
+        self._last = now
+
+    def skip(self) -> None:
+        """Count the time since the last stage for none: somebody else did."""
+        self._last = time.monotonic()
+
+
+class _Layers:
+    """The layers of a download: each goes from blob to spool to index as soon as it can."""
+
+    def __init__(self, download: Download, report: Report) -> None:
+        self.download = download
+        self.blobs = download.resolved.manifest.layers
+        self.waiting: List[Blob] = list({blob.digest: blob for blob in self.blobs}.values())
+        self.spools: Dict[str, Spool] = {}
+        self.indexes: Dict[str, Layer] = {}
+        self.report = report
+        self.throttled = _Throttle(report)
+        self.slots = len(os.sched_getaffinity(0))
+
+    def coming(self) -> bool:
+        """Do what can be done now; whether the download goes on."""
+        ended = self.download.ended()
+        sizes = self.download.sizes()
+        self.throttled(
+            *(
+                Progress("download", blob.digest, sizes.get(blob.digest, 0), blob.size)
+                for blob in self.blobs
+            ),
+            now=ended,
+        )
+        self.unpacking()
+        return not ended
+
+    def unpacking(self) -> bool:
+        """Do what can be done now; whether layers are still missing in the index."""
+        running = [digest for digest in self.spools if digest not in self.indexes]
+        for digest in running:
+            self._index(digest)
+        for blob in self.waiting[:]:
+            if len(self.spools) - len(self.indexes) >= self.slots:
+                break
+            if os.path.exists(self.download.blob_path(blob)):
+                self.waiting.remove(blob)
+                self.spools[blob.digest] = Spool(self.download.blob_path(blob))
+        return bool(self.waiting) or len(self.indexes) < len(self.spools)
+
+    def in_order(self) -> List[Layer]:
+        """The indexes, lowest layer first."""
+        return [self.indexes[blob.digest] for blob in self.blobs]
+
+    def files(self) -> List[Any]:
+        """The spools' files, lowest layer first."""
+        return [self.spools[blob.digest].file for blob in self.blobs]
+
+    def _index(self, digest: str) -> None:
+        spool = self.spools[digest]
+        number = [blob.digest for blob in self.blobs].index(digest)
+        try:
+            if spool.ended():
+                self.indexes[digest] = index_layer(spool.view(), self._on_entries)
+                self._on_entries(0)
+        except LayerError as error:
+            raise in_layer(error, number, len(self.blobs)) from None
+
+    def _on_entries(self, more: int) -> None:
+        entries = more + sum(len(layer.entries) for layer in self.indexes.values())
+        self.report(Progress("index", "", entries, 0))
+
+
+class _Throttle:
+    """Passes progress on, but not more often than a person can see."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._next = 0.0
+
+    def __call__(self, *progress: Progress, now: bool = False) -> None:
+        if now or time.monotonic() >= self._next:
+            self._next = time.monotonic() + REPORT_EVERY
+            for item in progress:
+                self._report(item)
+
+
+def _read_config(reference: Reference, path: str) -> Dict[str, Any]:
+    with open(path, "rb") as file:
+        content = file.read(MAX_MANIFEST + 1)
+    try:
+        if len(content) > MAX_MANIFEST or digest_of(content)[7:] != os.path.basename(path):
+            raise ValueError("it is too large or changed on its way")
+        config = json.loads(content).get("config")
+        parse_config(config)
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"the image {reference} is broken: its configuration: {error}") from None
+    return config or {}

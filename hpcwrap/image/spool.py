@@ -1,0 +1,77 @@
+"""Spools: layers as plain tar streams, each in one file without a name.
+
+A file without a name goes away with the process that holds it, however that ends.  It is written
+once from front to back and read by mapping it; the kernel mostly never brings it to the disk.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from typing import IO, List, Optional
+
+from hpcwrap import run
+from hpcwrap.errors import SiteError
+from hpcwrap.image.plan import MAX_UNPACKED
+from hpcwrap.image.tar import LayerError
+from hpcwrap.image.worker import guarded
+
+GZIP_MAGIC = b"\x1f\x8b"
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+
+
+class Spool:
+    """A layer on its way to a plain tar stream."""
+
+    def __init__(self, blob_path: str) -> None:
+        # The files live as long as the spool: no with statement can close them.
+        blob = open(blob_path, "rb")  # noqa: SIM115
+        self._errors: IO[bytes] = tempfile.TemporaryFile(dir=".")  # noqa: SIM115
+        command = decompressor(os.pread(blob.fileno(), 4, 0))
+        if command is None:
+            self.file: IO[bytes] = blob
+            self._child = None
+            return
+        self.file = tempfile.TemporaryFile(dir=".")  # noqa: SIM115
+        argv = guarded(command)
+        self._child = run.spawn(argv, stdin=blob, stdout=self.file, stderr=self._errors)
+        blob.close()
+
+    def ended(self) -> bool:
+        """Whether the whole layer is there.
+
+        Raises LayerError when it cannot be decompressed, SiteError when the store is full.
+        """
+        code = self._child.poll() if self._child else 0
+        if code is None:
+            if os.fstat(self.file.fileno()).st_size > MAX_UNPACKED:
+                raise LayerError(f"holds more than {MAX_UNPACKED} bytes when unpacked")
+            return False
+        if code:
+            self._errors.seek(0)
+            text = run.last_line(self._errors.read(1 << 16).decode(errors="replace"))
+            if "No space left" in text:
+                raise SiteError("cannot unpack the image: the store is full")
+            raise LayerError(f"cannot be decompressed, it is damaged or ends early: {text}")
+        return True
+
+    def view(self) -> memoryview:
+        """The plain tar stream."""
+        if os.fstat(self.file.fileno()).st_size == 0:
+            return memoryview(b"")
+        return memoryview(mmap.mmap(self.file.fileno(), 0, prot=mmap.PROT_READ))
+
+
+def decompressor(magic: bytes) -> Optional[List[str]]:
+    """The command that decompresses what begins like this, from stdin to stdout; None: plain tar.
+
+    The bytes decide, not the media type: registries hold zstd layers that are labelled gzip.
+    Raises SiteError when no program for it is installed.
+    """
+    if magic.startswith(GZIP_MAGIC):
+        # igzip (isal) takes half of the time of the others.
+        return [run.find_program("igzip", "pigz") or run.need_program("gzip", "gzip"), "-dc"]
+    if magic.startswith(ZSTD_MAGIC):
+        return [run.need_program("zstd", "zstd"), "-dcq", "-T0"]
+    return None

@@ -1,0 +1,146 @@
+"""Write a squashfs: the planned tar stream into mksquashfs, bodies by sendfile(2)."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+import time
+from typing import IO, Callable, Dict, List, NamedTuple, Sequence
+
+from hpcwrap import run
+from hpcwrap.errors import SiteError
+from hpcwrap.image.plan import ZEROS, Plan, Range
+from hpcwrap.image.worker import guarded
+
+CHUNK = 4 << 20
+_ZEROS = bytes(1 << 20)
+_F_SETPIPE_SZ = 1031  # fcntl.F_SETPIPE_SZ has a name from Python 3.10 on
+_NULL = -3  # subprocess.DEVNULL
+_LEVELS = ("zstd", "gzip")
+
+
+class Format(NamedTuple):
+    """How a squashfs is compressed: zstd, gzip, lz4 or xz, and the level of the first two."""
+
+    compression: str = "zstd"
+    level: int = 1
+
+
+def command(output: str, plan: Plan, form: Format) -> List[str]:
+    """The mksquashfs command that reads the plan's tar stream (docs/decisions/0012)."""
+    argv = [run.need_program("mksquashfs", "squashfs-tools 4.5 or newer"), "-", output]
+    argv += ["-tar", "-noappend", "-no-progress", "-quiet", "-no-xattrs"]
+    argv += ["-processors", str(len(os.sched_getaffinity(0)))]
+    argv += ["-root-mode", f"{plan.root.mode:o}"]
+    argv += ["-root-uid", str(plan.root.uid), "-root-gid", str(plan.root.gid)]
+    argv += ["-comp", form.compression]
+    if form.compression in _LEVELS:
+        argv += ["-Xcompression-level", str(form.level)]
+    return argv
+
+
+def environment(plan: Plan) -> Dict[str, str]:
+    """The environment of mksquashfs: the same image gives the same bytes, whenever it is made.
+
+    The root directory has the time of the conversion, whatever the options say, and times after
+    SOURCE_DATE_EPOCH become that (squashfs-tools 4.5.1, tar.c, process_tar_file).
+    """
+    return run.base_environment(SOURCE_DATE_EPOCH=str(plan.newest))
+
+
+def as_own_root() -> List[str]:
+    """The words before a command that make it root in a user namespace, if users may do that.
+
+    mksquashfs 4.5 gives a tar's root directory to its caller, in spite of -root-uid.
+    """
+    unshare = run.find_program("unshare")
+    words = [unshare or "unshare", "--user", "--map-root-user", "--"]
+    if unshare is None:
+        return []
+    probe = run.spawn([*words, "/bin/true"], stderr=_NULL)
+    return [] if probe.wait() else words
+
+
+def write_squashfs(
+    plan: Plan,
+    spools: Sequence[IO[bytes]],
+    output: str,
+    form: Format,
+    on_bytes: Callable[[int], None],
+) -> None:
+    """Write the squashfs of a plan; on_bytes is told how much of plan.size has gone in.
+
+    Raises SiteError.
+    """
+    with tempfile.TemporaryFile(dir=".") as errors:
+        reader, writer = os.pipe()
+        fcntl.fcntl(writer, _F_SETPIPE_SZ, 1 << 20)
+        argv = [*as_own_root(), *guarded(command(output, plan, form))]
+        child = run.spawn(argv, stdin=reader, stdout=errors, stderr=errors, env=environment(plan))
+        os.close(reader)
+        try:
+            _write_stream(plan, [spool.fileno() for spool in spools], writer, on_bytes)
+        except BrokenPipeError:
+            pass  # mksquashfs has gone: its exit code and words say more
+        finally:
+            os.close(writer)
+        while child.poll() is None:
+            on_bytes(plan.size)
+            time.sleep(0.01)
+        if child.returncode:
+            errors.seek(0)
+            raise _failed(errors.read(1 << 16).decode(errors="replace"))
+
+
+def _write_stream(
+    plan: Plan, spools: Sequence[int], pipe: int, on_bytes: Callable[[int], None]
+) -> None:
+    written = 0
+    for segment in plan.segments:
+        if isinstance(segment, bytes):
+            written += _write_all(pipe, segment)
+        elif segment.layer == ZEROS:
+            written += _write_zeros(pipe, segment.end)
+        else:
+            for part in _parts(segment):
+                _send(pipe, spools[segment.layer], part)
+                written += part.end - part.start
+                on_bytes(written)
+
+
+def _parts(segment: Range) -> List[Range]:
+    return [
+        Range(segment.layer, start, min(start + CHUNK, segment.end))
+        for start in range(segment.start, segment.end, CHUNK)
+    ]
+
+
+def _send(pipe: int, spool: int, part: Range) -> None:
+    start = part.start
+    while start < part.end:
+        # Page references go into the pipe: the bytes are copied once, by mksquashfs (sendfile(2)).
+        sent = os.sendfile(pipe, spool, start, part.end - start)
+        if not sent:
+            raise SiteError("cannot convert the image: a layer shrank while it was read")
+        start += sent
+
+
+def _write_all(pipe: int, data: bytes) -> int:
+    left = memoryview(data)
+    while left:
+        left = left[os.write(pipe, left) :]
+    return len(data)
+
+
+def _write_zeros(pipe: int, size: int) -> int:
+    for start in range(0, size, len(_ZEROS)):
+        _write_all(pipe, _ZEROS[: size - start])
+    return size
+
+
+def _failed(stderr: str) -> SiteError:
+    if "No space left" in stderr:
+        return SiteError("cannot convert the image: the store is full")
+    lines = [line for line in stderr.splitlines() if "FATAL" in line or "ERROR" in line]
+    return SiteError(f"cannot convert the image: mksquashfs says {(lines or [stderr])[-1].strip()}")

@@ -1,0 +1,150 @@
+"""A child process that reads what a registry sent, with no more rights than that needs.
+
+Everything that parses foreign bytes (skopeo, decompressors, our tar reader, mksquashfs) runs in a
+forked child, which becomes the site's image user when we are root.  It tells its progress and its
+result as lines of JSON in a pipe.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import time
+import traceback
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, NoReturn, Optional
+
+from hpcwrap import run
+from hpcwrap.errors import HpcwrapError, SiteError, UserError
+
+MAX_LINE = 32 << 20
+
+
+class Progress(NamedTuple):
+    """How far a stage is: stage, what of it (a layer's digest), done and total in its own unit."""
+
+    stage: str
+    item: str
+    done: int
+    total: int
+
+
+Report = Callable[[Progress], None]
+Work = Callable[[Report], Dict[str, Any]]
+
+
+def work_as(
+    identity: Optional[run.Identity],
+    directory: str,
+    work: Work,
+    on_progress: Report,
+    seconds: float,
+) -> Dict[str, Any]:
+    """Run `work` in a child process that is `identity` (None: ourselves), in `directory`.
+
+    Returns what it returned, which must be JSON.  Raises the HpcwrapError that it raised, or
+    SiteError when it did not end within `seconds`.
+    """
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _child(identity, directory, work, writer)
+    os.close(writer)
+    try:
+        return _result(_lines(reader, time.monotonic() + seconds, seconds), on_progress)
+    finally:
+        os.close(reader)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def guarded(argv: List[str]) -> List[str]:
+    """A command that can gain no rights and ends when the process that started it ends."""
+    setpriv = run.find_program("setpriv")
+    if setpriv is None:
+        return argv
+    return [setpriv, "--no-new-privs", "--pdeathsig", "KILL", "--", *argv]
+
+
+def _child(identity: Optional[run.Identity], directory: str, work: Work, pipe: int) -> NoReturn:
+    # The edge of this process: whatever happens, nothing of the parent's stack may run here.
+    code = 1
+    try:
+        _become(identity, directory, pipe)
+        _send(pipe, {"result": work(lambda progress: _send(pipe, {"progress": progress}))})
+        code = 0
+    except HpcwrapError as error:
+        told = {"who": error.who, "message": error.message, "hint": error.hint}
+        _send(pipe, {"error": told})
+    except BaseException:  # noqa: BLE001  the process ends here, see above
+        _send(pipe, {"bug": traceback.format_exc()})
+    finally:
+        os._exit(code)
+
+
+def _become(identity: Optional[run.Identity], directory: str, pipe: int) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    # Locks of the parent must not live on in here: flock(2) belongs to the open file.
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2 and int(name) != pipe:
+            _close(int(name))
+    os.chdir(directory)
+    os.umask(0o077)
+    if identity is not None and os.geteuid() == 0:
+        os.setgroups(list(identity.groups))
+        os.setresgid(identity.gid, identity.gid, identity.gid)
+        os.setresuid(identity.uid, identity.uid, identity.uid)
+    if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
+        raise SiteError(
+            f"cannot work in {directory} as the uid {os.geteuid()}",
+            "make the directories above the store searchable: chmod o+x",
+        )
+
+
+def _close(number: int) -> None:
+    try:
+        os.close(number)
+    except OSError:
+        return  # the descriptor that listed the directory
+
+
+def _send(pipe: int, message: Dict[str, Any]) -> None:
+    data = json.dumps(message).encode() + b"\n"
+    while data:
+        data = data[os.write(pipe, data) :]
+
+
+def _lines(reader: int, deadline: float, seconds: float) -> Iterator[bytes]:
+    buffer = b""
+    while True:
+        left = deadline - time.monotonic()
+        if left <= 0 or not select.select([reader], [], [], left)[0]:
+            raise SiteError(
+                f"stopped pulling the image: it took more than {seconds:.0f} s",
+                "see the setting pull_timeout",
+            )
+        data = os.read(reader, 1 << 16)
+        if not data:
+            return
+        *lines, buffer = (buffer + data).split(b"\n")
+        yield from lines
+        if len(buffer) > MAX_LINE:
+            raise SiteError("stopped pulling the image: its helper process talks nonsense")
+
+
+def _result(lines: Iterator[bytes], on_progress: Report) -> Dict[str, Any]:
+    for line in lines:
+        message = json.loads(line)
+        if "progress" in message:
+            on_progress(Progress(*message["progress"]))
+        elif "error" in message:
+            told = message["error"]
+            kind = UserError if told["who"] == UserError.who else SiteError
+            raise kind(told["message"], told["hint"])
+        elif "bug" in message:
+            raise RuntimeError(f"in the process that converts images:\n{message['bug']}")
+        else:
+            return dict(message["result"])
+    raise SiteError("cannot pull the image: its helper process was killed", "is memory short?")
