@@ -192,8 +192,9 @@ int enter_join(const struct entry *entry, char *error)
         return fail(error, "cannot join the container's user namespace: %m");
     if (setns(entry->mount_namespace, CLONE_NEWNS) < 0)
         return fail(error, "cannot join the container's mount namespace: %m");
-    /* Ids that the namespace does not map must not come back by a set-uid file of the image. */
-    if (entry->user_namespace >= 0 && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
+    /* A set-user-id program of the host, on a mount that came in later, would load its libraries
+     * from the user's image: docs/decisions/0041-nosuid-everywhere.md. */
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
         return fail(error, "cannot give up new privileges by prctl");
     return 0;
 }
