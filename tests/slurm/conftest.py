@@ -1,0 +1,25 @@
+"""One cluster for all Slurm tests; HPCWRAP_TEST_KEEP=1 leaves it up for the next run."""
+
+import os
+from typing import Iterator
+
+import pytest
+from site_tools import Site
+
+STATE = "/var/tmp/hpcwrap-test-cluster"
+
+
+@pytest.fixture(scope="session")
+def site() -> Iterator[Site]:
+    """Two nodes with hpcwrap, the demo image and the tiny one in the registry."""
+    site = Site(STATE)
+    fresh = site.tool("cluster", "status").code != 0
+    if fresh:
+        site.need("cluster", "up")
+        for image in ("debian-12", "busybox-1"):
+            site.need("image", "build", image)
+            site.need("image", "push", image)
+    site.need("site")
+    yield site
+    if not os.environ.get("HPCWRAP_TEST_KEEP"):
+        site.need("cluster", "down")
