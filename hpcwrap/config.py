@@ -171,10 +171,10 @@ def load_config(path: Optional[str] = None) -> Config:
     file = settings_file(path)
     settings, origins = settingsfile.read_settings(file)
     found = environmentfile.read_environments(environments_directory(file))
-    known = {*found.resolved, *found.broken, *found.partial}
+    known = {NONE, *found.resolved, *found.broken, *found.partial}
     missing = {
         name: _missing_default(name, place, origins)
-        for place, name in named_defaults(settings.defaults)
+        for place, name in all_defaults(settings.defaults)
         if name not in known
     }
     return Config(
@@ -201,8 +201,8 @@ def load_one(name: str, file: str, watch: Watch) -> Tuple[Settings, Environment]
     resolved = environmentfile.read_environment(name, directory, watch)
     if resolved:
         return settings, resolved.environment
-    for place, default in named_defaults(settings.defaults):
-        if default == name:
+    for place, default in all_defaults(settings.defaults):
+        if default == name != NONE:
             raise _missing_default(name, place, origins)
     raise unknown_environment(name, environmentfile.environment_names(directory))
 
@@ -212,13 +212,12 @@ def environments_directory(file: str) -> str:
     return os.path.join(os.path.dirname(file), paths.ENVIRONMENTS_NAME)
 
 
-def named_defaults(defaults: Defaults) -> Iterator[Tuple[str, str]]:
-    """Each default: its place (``defaults.slurm.partition.gpu``) and the environment it names."""
+def all_defaults(defaults: Defaults) -> Iterator[Tuple[str, str]]:
+    """Each default: its place (``defaults.slurm.partition.gpu``) and the name that it has there."""
     for scheduler, kinds in defaults.items():
         for kind, names in kinds.items():
             for name, environment in names.items():
-                if environment != NONE:
-                    yield f"defaults.{scheduler}.{kind}.{name}", environment
+                yield f"defaults.{scheduler}.{kind}.{name}", environment
 
 
 def unknown_environment(name: str, known: Sequence[str]) -> UserError:

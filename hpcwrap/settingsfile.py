@@ -14,6 +14,12 @@ from hpcwrap.errors import SiteError
 from hpcwrap.request import NONE
 from hpcwrap.yamlfile import Value, read_document
 
+HEADER = """\
+# The site's settings for hpcwrap, described in docs/settings.md.
+# Every setting is here, commented out, with its default.  `hpcwrap config` shows what counts now,
+# and from which file; `hpcwrap config --check` finds mistakes.  Files in conf.d/ beside this one
+# win over it; environments are in environments.d/."""
+
 
 def read_settings(file: str, watch: Watch = unwatched) -> Tuple[Settings, Dict[str, str]]:
     """Read the layers of settings; returns them with the origin of each value.
@@ -31,6 +37,24 @@ def read_settings(file: str, watch: Watch = unwatched) -> Tuple[Settings, Dict[s
     settings = Settings(**values)  # type: ignore[arg-type]
     _check_together(settings, origins)
     return settings, origins
+
+
+def format_defaults() -> str:
+    """The shipped settings file: every setting, commented out, with its help and its default."""
+    lines = [HEADER]
+    for row in config.ROWS:
+        lines += ["", f"# {row.help}", f"#{row.name}: {format_value(row.default)}"]
+    return "\n".join(lines) + "\n"
+
+
+def format_value(value: object) -> str:
+    """A setting's value in YAML, on one line; for what defaults hold, not for any text."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        entries = (f"{key}: {format_value(each)}" for key, each in value.items())
+        return "{" + ", ".join(entries) + "}"
+    return "[]" if value == () else str(value)
 
 
 def _layers(file: str, watch: Watch) -> List[str]:

@@ -1,0 +1,86 @@
+"""hpcwrap config: every setting, its value and where it came from."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import List, NamedTuple, Union
+
+from hpcwrap import config, log, settingsfile
+from hpcwrap.config import Config, Row
+from hpcwrap.environment import format_mount
+from hpcwrap.errors import EXIT_SITE
+from hpcwrap.table import print_table
+
+
+class Shown(NamedTuple):
+    """One line of the answer: a setting, one of its mounts or one of its defaults."""
+
+    name: str
+    value: Union[str, int, bool]
+    origin: str
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this verb."""
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="print JSON")
+    how.add_argument(
+        "--check",
+        action="store_true",
+        help="read all files and tell what is wrong; the exit code is 3 if anything is",
+    )
+    how.add_argument(
+        "--defaults",
+        action="store_true",
+        help="print a settings file that holds every setting, commented out, with its default",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Show, check, or print the settings file that is shipped."""
+    if arguments.defaults:
+        print(settingsfile.format_defaults(), end="")
+        return 0
+    loaded = config.load_config(arguments.config)
+    if arguments.check:
+        return check(loaded)
+    rows = shown(loaded)
+    if arguments.json:
+        print(json.dumps({"file": loaded.path, "settings": [r._asdict() for r in rows]}, indent=2))
+    else:
+        print_table(("setting", "value", "from"), [_cells(row) for row in rows])
+    return 0
+
+
+def check(loaded: Config) -> int:
+    """Tell every problem; the settings themselves are well, or they could not be loaded."""
+    problems = loaded.problems()
+    for error in problems.values():
+        log.say(error.sentence())
+    if problems:
+        return EXIT_SITE
+    print(f"{loaded.path}: the settings and {len(loaded.environments)} environments are well")
+    return 0
+
+
+def shown(loaded: Config) -> List[Shown]:
+    """All settings in the order of their table; mounts and defaults each on a line of its own."""
+    return [each for row in config.ROWS for each in _shown(row, loaded)]
+
+
+def _shown(row: Row, loaded: Config) -> List[Shown]:
+    settings, origins = loaded.settings, loaded.origins
+    if row.kind == "mounts":
+        parts = [Shown(row.name, format_mount(each), each.origin) for each in settings.mounts]
+    elif row.kind == "defaults":
+        names = config.all_defaults(settings.defaults)
+        parts = [Shown(place, name, origins[place]) for place, name in names]
+    else:
+        return [Shown(row.name, getattr(settings, row.name), origins[row.name])]
+    return parts or [Shown(row.name, "", origins[row.name])]
+
+
+def _cells(row: Shown) -> List[str]:
+    value = str(row.value).lower() if isinstance(row.value, bool) else str(row.value)
+    return [row.name, value or "-", row.origin]
