@@ -1,0 +1,90 @@
+"""hpcwrap pull: fetch an image and make its squashfs, ready to start."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import ContextManager, Dict
+
+from hpcwrap.config import Config, load_config
+from hpcwrap.human import format_seconds, format_size, format_stages
+from hpcwrap.image.digest import hex_digits
+from hpcwrap.image.pull import Pulled, options_from, pull
+from hpcwrap.image.store import Store
+from hpcwrap.image.worker import Report
+from hpcwrap.pullview import Lines, Screen, Silence
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this verb."""
+    parser.add_argument(
+        "image",
+        metavar="NAME|REFERENCE",
+        help="an environment, or [registry[:port]/]repository[:tag][@digest]",
+    )
+    parser.add_argument(
+        "--if-missing",
+        action="store_true",
+        help="do not ask the registry whether the tag moved if the store knows the reference",
+    )
+    parser.add_argument("--quiet", "-q", action="store_true", help="print errors only")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Pull, and say what came of it."""
+    loaded = load_config(arguments.config)
+    store = Store(loaded.settings.store)
+    text = reference_of(loaded, arguments.image)
+    known = store.find(text) if arguments.if_missing else None
+    if known is not None:
+        pulled = Pulled(known, new=False, milliseconds={})
+    else:
+        with view(quiet=arguments.quiet or arguments.json) as report:
+            pulled = pull(text, store, options_from(loaded.settings), report)
+    if arguments.json:
+        print(json.dumps(document(pulled), indent=2))
+    elif not arguments.quiet:
+        print(sentence(pulled))
+    return 0
+
+
+def reference_of(loaded: Config, name: str) -> str:
+    """The reference of an environment of that name, else the name as a reference."""
+    if name in loaded.environments or name in loaded.broken:
+        return loaded.environment(name).image
+    return name
+
+
+def view(*, quiet: bool) -> ContextManager[Report]:
+    """What shows the progress: bars on a terminal, lines elsewhere, or nothing."""
+    if quiet:
+        return Silence()
+    return Screen() if sys.stderr.isatty() else Lines()
+
+
+def sentence(pulled: Pulled) -> str:
+    """The result in one line."""
+    image = pulled.image
+    short = hex_digits(image.digest)[:12]
+    if not pulled.new:
+        return f"{image.reference} is in the store: {short}, {format_size(image.size)}"
+    taken = sum(pulled.milliseconds.values())
+    return (
+        f"{image.reference} is ready after {format_seconds(taken)}: {short}, "
+        f"{format_size(image.size)} ({format_stages(pulled.milliseconds)})"
+    )
+
+
+def document(pulled: Pulled) -> Dict[str, object]:
+    """The result for a program."""
+    image = pulled.image
+    return {
+        "reference": image.reference,
+        "digest": image.digest,
+        "squashfs": image.squashfs,
+        "size": image.size,
+        "new": pulled.new,
+        "milliseconds": pulled.milliseconds,
+    }

@@ -1,0 +1,36 @@
+"""hpcwrap rm: take images out of the store."""
+
+from __future__ import annotations
+
+import argparse
+
+from hpcwrap.config import load_config
+from hpcwrap.image.remove import Removed, remove
+from hpcwrap.image.store import Store
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this verb."""
+    parser.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="an environment, a reference, a digest or at least 6 of its hex digits",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Remove one after the other; the first that cannot be removed ends it."""
+    loaded = load_config(arguments.config)
+    store = Store(loaded.settings.store)
+    for name in arguments.images:
+        environment = loaded.environments.get(name)
+        print(_sentence(remove(store, environment.image if environment else name)))
+    return 0
+
+
+def _sentence(removed: Removed) -> str:
+    names = ", ".join(removed.references)
+    if removed.kept_for:
+        return f"removed {names}; its image stays for {', '.join(removed.kept_for)}"
+    return f"removed {removed.digest}" + (f" ({names})" if names else "")
