@@ -190,27 +190,24 @@ def delete_state(state: str) -> None:
 
 
 def is_healthy(cluster: Cluster) -> bool:
-    """Whether exactly this cluster is up: every node there and in service, the registry too.
+    """Whether a whole cluster is up: every node answers, a drained one too, and the registry.
 
     Raises ToolError when a healthy one of another size is up.
     """
     pids = node_pids(cluster.state)
+    compute_nodes = len(pids) - 1
     if CONTROLLER not in pids or not services.registry_listens(pids[CONTROLLER]):
         return False
-    states = services.node_states(pids[CONTROLLER])
-    in_service = all(_in_service(states.get(node, "")) for node in pids if node != CONTROLLER)
-    if not in_service or len(pids) - 1 != read_marks(cluster.state).get("compute_nodes"):
+    if compute_nodes != read_marks(cluster.state).get("compute_nodes"):
         return False
-    if len(pids) != len(cluster.names):
+    if services.answering_nodes(pids[CONTROLLER]) != compute_nodes:
+        return False
+    if compute_nodes != cluster.compute_nodes:
         raise ToolError(
-            f"cannot bring up {cluster.compute_nodes} nodes: a cluster of {len(pids) - 1} is up in "
+            f"cannot bring up {cluster.compute_nodes} nodes: a cluster of {compute_nodes} is up in "
             f"{cluster.state} (take it down first: tools/cluster down)"
         )
     return True
-
-
-def _in_service(state: str) -> bool:
-    return state in ("idle", "mixed", "allocated", "completing")
 
 
 def write_marks(cluster: Cluster, devices: list[int]) -> None:

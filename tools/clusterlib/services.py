@@ -22,7 +22,7 @@ from clusterlib.processes import run_in, start_in, wait_until
 # All is up after a second or two; this is for a machine that is busy with other things.
 PATIENCE_S = 60
 # How long `restart` waits for the jobs that are there.
-DRAIN_S = 600
+JOBS_PATIENCE_S = 60
 
 MUNGED = ["setpriv", "--reuid=munge", "--regid=munge", "--clear-groups", "munged"]
 REGISTRY = ["setsid", "--fork", "docker-registry", "serve", "/etc/docker/registry/config.yml"]
@@ -31,7 +31,7 @@ TCP_LISTEN = "0A"
 
 
 def start_all(pids: Mapping[str, int]) -> None:
-    """Start every daemon of every node and wait until all nodes are idle."""
+    """Start every daemon of every node and wait until all answer."""
     start_in(pids[CONTROLLER], REGISTRY, REGISTRY_LOG)
     _on_each(pids.values(), lambda pid: run_in(pid, MUNGED))
     start_slurm(pids)
@@ -39,22 +39,26 @@ def start_all(pids: Mapping[str, int]) -> None:
 
 
 def start_slurm(pids: Mapping[str, int]) -> None:
-    """Start slurmctld and all slurmd, and wait until all nodes are idle."""
+    """Start slurmctld and all slurmd, and wait until slurmctld has heard from every node."""
     controller = pids[CONTROLLER]
     run_in(controller, ["slurmctld"])
     _on_each(_compute(pids), lambda pid: run_in(pid, ["slurmd"]))
     expected = len(pids) - 1
     wait_until(
-        lambda: idle_nodes(controller) == expected,
+        lambda: answering_nodes(controller) == expected,
         PATIENCE_S,
-        f"not all nodes became idle (see {SLURM_LOG_DIR} in ctl and in the nodes)",
+        f"not all nodes reported to slurmctld (see {SLURM_LOG_DIR} in ctl and in the nodes)",
     )
 
 
 def stop_slurm(pids: Mapping[str, int]) -> None:
     """Wait until no job is left, then stop slurmctld and all slurmd."""
     controller = pids[CONTROLLER]
-    wait_until(lambda: not jobs(controller), DRAIN_S, "the jobs in the queue did not end")
+    wait_until(
+        lambda: not jobs(controller),
+        JOBS_PATIENCE_S,
+        "the jobs in the queue did not end (see squeue, and scancel those not wanted)",
+    )
     _stop(controller, SLURMCTLD_PID_FILE)
     _on_each(_compute(pids), lambda pid: _stop(pid, SLURMD_PID_FILE))
 
@@ -66,9 +70,11 @@ def node_states(controller: int) -> dict[str, str]:
     return {pair[0]: pair[1] for pair in pairs if len(pair) == 2}
 
 
-def idle_nodes(controller: int) -> int:
-    """How many nodes sinfo calls idle."""
-    return sum(1 for state in node_states(controller).values() if state == "idle")
+def answering_nodes(controller: int) -> int:
+    """How many nodes have reported; sinfo marks those that have not by `*` (sinfo(1), STATE)."""
+    silent = ("unknown", "down")
+    states = node_states(controller).values()
+    return sum(1 for state in states if not state.endswith("*") and state not in silent)
 
 
 def jobs(controller: int) -> list[str]:

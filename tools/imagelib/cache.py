@@ -58,7 +58,7 @@ def remove_older(cache: str, recipe: Recipe) -> None:
         shutil.rmtree(path)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def key() -> str:
     """The digest of what makes the layers here, and of the mirrors: the inputs of every build."""
     whole = hashlib.sha256("\n".join(debian.sources()).encode())

@@ -129,6 +129,9 @@ def push(options: argparse.Namespace) -> int:
     into = ["nsenter", f"--net=/proc/{pid}/ns/net", "--"]
     copy = ["skopeo", "--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false"]
     source = f"oci:{cache.layout_path(options.cache, options.image)}"
-    run([*into, *copy, source, f"docker://{address(CONTROLLER)}:{REGISTRY_PORT}/{name}"])
+    run(
+        [*into, *copy, source, f"docker://{address(CONTROLLER)}:{REGISTRY_PORT}/{name}"],
+        name="skopeo",
+    )
     print(f"Pushed to registry:{REGISTRY_PORT}/{name} in {time.monotonic() - before:.1f} s.")
     return 0

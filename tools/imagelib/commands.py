@@ -17,20 +17,22 @@ PASSED_ON = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY
 EPOCH = 1686355200
 
 
-def run(argv: Sequence[str], *, cwd: str = "/") -> str:
+def run(argv: Sequence[str], *, cwd: str = "/", name: str = "") -> str:
     """Run a command to its end; its standard output.
 
-    Raises ToolError with the command's last words when it cannot be run or fails.
+    Raises ToolError with the command's last words when it cannot be run or fails; `name` says
+    what to call it then, if not by the first word.
     """
+    name = name or argv[0]
     try:
         done = subprocess.run(
             argv, cwd=cwd, env=environment(), capture_output=True, text=True, check=False
         )
     except FileNotFoundError:
-        raise ToolError(f"cannot find the program {argv[0]}: run tools/packages first") from None
+        raise ToolError(f"cannot find the program {name}: run tools/packages first") from None
     if done.returncode != 0:
         words = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
-        raise ToolError(f"cannot run {argv[0]}: {words} (exit code {done.returncode})")
+        raise ToolError(f"cannot run {name}: {words} (exit code {done.returncode})")
     return done.stdout
 
 
