@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import List, NamedTuple, Union
+from typing import Iterator, List, NamedTuple, Union
 
 from hpcwrap import config, log, settingsfile
 from hpcwrap.config import Config, Row
 from hpcwrap.environment import format_mount
-from hpcwrap.errors import EXIT_SITE
+from hpcwrap.errors import EXIT_SITE, SiteError, UserError
+from hpcwrap.image.reference import parse_reference
 from hpcwrap.table import print_table
 
 
@@ -55,13 +56,23 @@ def run(arguments: argparse.Namespace) -> int:
 
 def check(loaded: Config) -> int:
     """Tell every problem; the settings themselves are well, or they could not be loaded."""
-    problems = loaded.problems()
-    for error in problems.values():
-        log.say(error.sentence())
+    problems = [*loaded.problems().values(), *image_problems(loaded)]
+    for sentence in dict.fromkeys(error.sentence() for error in problems):
+        log.say(sentence)
     if problems:
         return EXIT_SITE
     print(f"{loaded.path}: the settings and {len(loaded.environments)} environments are well")
     return 0
+
+
+def image_problems(loaded: Config) -> Iterator[SiteError]:
+    """Images whose references no registry could have; a job would find out when it pulls."""
+    for name, environment in loaded.environments.items():
+        try:
+            parse_reference(environment.image)
+        except UserError as error:
+            origin = loaded.environment_origins[name]["image"]
+            yield SiteError(f"{origin}: {error.message}", error.hint)
 
 
 def shown(loaded: Config) -> List[Shown]:

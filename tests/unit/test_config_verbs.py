@@ -86,6 +86,16 @@ def test_config_check_is_content_or_tells_every_problem(hpcwrap, file: str) -> N
     assert second.endswith("(add environments.d/gone.yaml or change the default)")
 
 
+def test_config_check_finds_a_reference_that_no_registry_could_have(hpcwrap, file: str) -> None:
+    base = Path(file).parent / "environments.d/debian-12.yaml"
+    base.write_text("image: Debian:12\n")
+    code, _, err = hpcwrap("config", "--check")
+    assert code == 3
+    assert f"{base}:1: " in err
+    assert "Debian:12" in err
+    assert err.count("\n") == 1, "the heir of a bad image repeats the error"
+
+
 def test_config_check_of_broken_settings_ends_with_3(hpcwrap, file: str) -> None:
     Path(file).write_text("stor: /x\n")
     code, _, err = hpcwrap("config", "--check")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ REPOSITORY = Path(__file__).parents[2]
 SHIPPED = REPOSITORY / "conf/hpcwrap.yaml"
 EXAMPLE = REPOSITORY / "conf/environments.d/example.yaml.example"
 MANUAL = REPOSITORY / "docs/settings.md"
+GUIDE = REPOSITORY / "docs/environments.md"
 
 REMEDY = "run: .venv/bin/hpcwrap config --defaults > conf/hpcwrap.yaml"
 
@@ -98,3 +100,21 @@ def test_the_example_environment_uncommented_uses_every_key(tmp_path: Path) -> N
     assert set(found.resolved["example"].origins) == set(environmentfile.KEYS)
     actions = {variable.action for variable in found.resolved["example"].environment.variables}
     assert actions == set(environmentfile.ACTIONS)
+
+
+def test_the_guides_examples_work(tmp_path: Path) -> None:
+    (tmp_path / "environments.d").mkdir()
+    blocks = re.findall(r"(?:^    .*\n|^\n(?=    ))+", GUIDE.read_text(), flags=re.MULTILINE)
+    for block in (textwrap.dedent(block) for block in blocks):
+        named = re.match(r"# /etc/hpcwrap/(.*)\n", block.lstrip())
+        if named:
+            (tmp_path / named.group(1)).write_text(block.replace("5f0c…", "5f0c" * 16))
+    (tmp_path / "environments.d/ubuntu-16.04.yaml").write_text("image: ubuntu:16.04\n")
+    defaults = next(block for block in blocks if "defaults:" in block)
+    (tmp_path / "hpcwrap.yaml").write_text(textwrap.dedent(defaults))
+    loaded = config.load_config(str(tmp_path / "hpcwrap.yaml"))
+    assert loaded.problems() == {}
+    assert sorted(loaded.environments) == ["cfd-2024", "debian-12", "ubuntu-16.04"]
+    assert loaded.settings.defaults["slurm"]["account"] == {"cfd": "cfd-2024"}
+    scratch = [m for m in loaded.environment("cfd-2024").mounts if m.target == "/scratch"]
+    assert [mount.source for mount in scratch] == ["/lustre/projects/cfd/$USER"]
