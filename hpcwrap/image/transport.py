@@ -166,7 +166,10 @@ def _skopeo(argv: List[str]) -> List[str]:
 
 
 def _environment() -> Dict[str, str]:
-    return run.base_environment(HOME=os.getcwd(), TMPDIR=os.getcwd())
+    # Passwords are looked for in XDG_RUNTIME_DIR and HOME; without these skopeo goes to
+    # /run/containers, which root's skopeo makes with mode 0700 (containers-auth.json(5)).
+    here = os.getcwd()
+    return run.base_environment(HOME=here, XDG_RUNTIME_DIR=here, TMPDIR=here)
 
 
 def _tls(reference: Reference, option: str) -> List[str]:
