@@ -15,10 +15,9 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import time
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, NoReturn
+from typing import Any, Dict, Iterator, List, NoReturn, Tuple
 
 from hpcwrap import errors, paths
 from hpcwrap.container import namespaces, syscalls
@@ -40,14 +39,17 @@ def build(plan: Plan, place: paths.JobPaths) -> None:
     """
     os.makedirs(place.stage, mode=0o700, exist_ok=True)
     os.makedirs(place.namespaces, mode=0o711, exist_ok=True)
-    ours, theirs = socket.socketpair()
+    ours, theirs = _channel_pair()
     child = os.fork()
     if child == 0:
         ours.close()
         _run_child(plan, place.stage, theirs)
     theirs.close()
-    with ours, _ended(child) as keep:
-        _serve_child(child, plan, place, ours, keep)
+    try:
+        with _ended(child) as keep:
+            _serve_child(child, plan, place, ours, keep)
+    finally:
+        ours.close()
 
 
 def release(place: paths.JobPaths) -> None:
@@ -57,11 +59,45 @@ def release(place: paths.JobPaths) -> None:
     _end_holder(place.holder)
 
 
+class Channel:
+    """One end of the talk between parent and child: JSON lines one way, single bytes the other.
+
+    Two pipes: importing the module socket would cost the prolog 2 ms.
+    """
+
+    def __init__(self, reading: int, writing: int) -> None:
+        self._reading = reading
+        self._writing = writing
+
+    def send(self, data: bytes) -> None:
+        """Send all of it; messages are shorter than a pipe's buffer."""
+        os.write(self._writing, data)
+
+    def receive_byte(self) -> bytes:
+        """Wait for an answer; empty when the other side is gone."""
+        return os.read(self._reading, 1)
+
+    def lines(self) -> Iterator[bytes]:
+        """Messages until the other side is gone."""
+        with open(self._reading, "rb", closefd=False) as file:
+            yield from iter(file.readline, b"")
+
+    def close(self) -> None:
+        """Close both pipes."""
+        os.close(self._reading)
+        os.close(self._writing)
+
+
+def _channel_pair() -> Tuple[Channel, Channel]:
+    to_child, to_parent = os.pipe(), os.pipe()
+    return Channel(to_parent[0], to_child[1]), Channel(to_child[0], to_parent[1])
+
+
 # The parent's side
 
 
 def _serve_child(
-    child: int, plan: Plan, place: paths.JobPaths, channel: socket.socket, keep: List[int]
+    child: int, plan: Plan, place: paths.JobPaths, channel: Channel, keep: List[int]
 ) -> None:
     """Answer the child's messages until it is built: one JSON document each."""
     for message in _messages(channel):
@@ -121,16 +157,15 @@ def _ended(child: int) -> Iterator[List[int]]:
         os.waitpid(child, 0)
 
 
-def _messages(channel: socket.socket) -> Iterator[Dict[str, Any]]:
-    with channel.makefile("rb") as lines:
-        for line in lines:
-            yield json.loads(line)
+def _messages(channel: Channel) -> Iterator[Dict[str, Any]]:
+    for line in channel.lines():
+        yield json.loads(line)
 
 
 # The child's side
 
 
-def _run_child(plan: Plan, stage: str, channel: socket.socket) -> NoReturn:
+def _run_child(plan: Plan, stage: str, channel: Channel) -> NoReturn:
     """Build and end; a process's edge: every failure is told to the parent."""
     try:
         _build_in_child(plan, stage, channel)
@@ -144,7 +179,7 @@ def _run_child(plan: Plan, stage: str, channel: socket.socket) -> NoReturn:
         os._exit(0)
 
 
-def _build_in_child(plan: Plan, stage: str, channel: socket.socket) -> None:
+def _build_in_child(plan: Plan, stage: str, channel: Channel) -> None:
     os.setsid()
     if plan.user_namespace:
         syscalls.unshare(syscalls.CLONE_NEWNS)
@@ -161,7 +196,7 @@ def _build_in_child(plan: Plan, stage: str, channel: socket.socket) -> None:
         _hold(channel)
 
 
-def _pinned_mount_namespace(channel: socket.socket) -> bytes:
+def _pinned_mount_namespace(channel: Channel) -> bytes:
     """Unshare on one CPU after the other until the parent can pin what came of it."""
     count = len(os.sched_getaffinity(0))
     for number, _ in enumerate(namespaces.each_cpu(), start=1):
@@ -203,7 +238,7 @@ def _enter_user_namespace(plan: Plan) -> None:
         ) from error
 
 
-def _hold(channel: socket.socket) -> NoReturn:
+def _hold(channel: Channel) -> NoReturn:
     """Stay as the process that keeps the namespaces, with no file open and no working directory."""
     channel.close()
     syscalls.set_process_name("hpcwrap-holder")
@@ -214,16 +249,16 @@ def _hold(channel: socket.socket) -> NoReturn:
         signal.pause()
 
 
-def _ask(channel: socket.socket, **message: object) -> bytes:
+def _ask(channel: Channel, **message: object) -> bytes:
     _send(channel, **message)
-    answer = channel.recv(1)
+    answer = channel.receive_byte()
     if not answer:
         os._exit(1)  # the parent is gone: nobody wants this container any more
     return answer
 
 
-def _send(channel: socket.socket, **message: object) -> None:
-    channel.sendall(json.dumps(message).encode() + b"\n")
+def _send(channel: Channel, **message: object) -> None:
+    channel.send(json.dumps(message).encode() + b"\n")
 
 
 # Holder processes

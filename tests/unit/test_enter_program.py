@@ -123,7 +123,9 @@ def test_no_new_privileges_in_a_user_namespace(enter: Enter) -> None:
     assert done.stdout.split() == ["NoNewPrivs:", "1"]
 
 
-def test_mount_namespace_alone_gives_no_new_privileges(program: str, tmp_path: pathlib.Path) -> None:
+def test_mount_namespace_alone_gives_no_new_privileges(
+    program: str, tmp_path: pathlib.Path
+) -> None:
     if os.geteuid() != 0:
         pytest.skip("joining a mount namespace alone needs root")
     with namespaces() as pid:
