@@ -4,5 +4,5 @@ set -u
 
 [ -e "/run/hpcwrap/jobs/$SLURM_JOB_ID" ] || exit 0
 
-prefix=$(cd "$(/usr/bin/dirname "$0")/../../.." && pwd)
+prefix=${0%/share/hpcwrap/*}
 exec "$prefix/bin/python3" -I -c 'from hpcwrap.epilog import main; main("slurm")'

@@ -46,6 +46,8 @@ class JobPaths:
         self.holder = os.path.join(self.directory, "holder")
         self.stage = os.path.join(os.path.dirname(jobs), "stage")
         """An empty directory of the node: each builder mounts its tmpfs there, for itself alone."""
+        self.good_cpu = os.path.join(os.path.dirname(jobs), "good-cpu")
+        """A link of the node: the CPU on which the last mount namespace could be pinned."""
 
 
 def prefix() -> str:

@@ -3,7 +3,7 @@
 # Slurm sets no PATH, and drains the node on any code but 0: only an unfit node gives one.
 set -u
 
-prefix=$(cd "$(/usr/bin/dirname "$0")/../../.." && pwd)
+prefix=${0%/share/hpcwrap/*}
 unfit=4
 
 "$prefix/bin/python3" -I -c 'from hpcwrap.prolog import main; main("slurm")'

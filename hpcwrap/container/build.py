@@ -43,7 +43,7 @@ def build(plan: Plan, place: paths.JobPaths) -> None:
     child = os.fork()
     if child == 0:
         ours.close()
-        _run_child(plan, place.stage, theirs)
+        _run_child(plan, place, theirs)
     theirs.close()
     try:
         with _ended(child) as keep:
@@ -108,7 +108,10 @@ def _serve_child(
             namespaces.pin(child, "user", place.user_namespace)
             channel.send(PINNED)
         if "mnt" in message:
-            channel.send(_pin_mounts(child, place, last=message["last"], keep=keep))
+            answer = _pin_mounts(child, place, last=message["last"], keep=keep)
+            if answer == PINNED:
+                namespaces.remember_cpu(place.good_cpu, message["cpu"])
+            channel.send(answer)
         if "built" in message:
             return
     raise SiteError("cannot build the container: the builder was killed", "is memory short?")
@@ -165,10 +168,10 @@ def _messages(channel: Channel) -> Iterator[Dict[str, Any]]:
 # The child's side
 
 
-def _run_child(plan: Plan, stage: str, channel: Channel) -> NoReturn:
+def _run_child(plan: Plan, place: paths.JobPaths, channel: Channel) -> NoReturn:
     """Build and end; a process's edge: every failure is told to the parent."""
     try:
-        _build_in_child(plan, stage, channel)
+        _build_in_child(plan, place, channel)
         _send(channel, built=True)
     except HpcwrapError as error:
         _send(channel, error=type(error).__name__, message=error.message, hint=error.hint)
@@ -179,29 +182,29 @@ def _run_child(plan: Plan, stage: str, channel: Channel) -> NoReturn:
         os._exit(0)
 
 
-def _build_in_child(plan: Plan, stage: str, channel: Channel) -> None:
+def _build_in_child(plan: Plan, place: paths.JobPaths, channel: Channel) -> None:
     os.setsid()
     if plan.user_namespace:
         syscalls.unshare(syscalls.CLONE_NEWNS)
-        _execute(plan, stage)
+        _execute(plan, place.stage)
         _enter_user_namespace(plan)
         _ask(channel, user=True)
-        answer = _pinned_mount_namespace(channel)
+        answer = _pinned_mount_namespace(channel, place.good_cpu)
     else:
         # Pinned before it is filled: trying again costs nothing then.
-        answer = _pinned_mount_namespace(channel)
-        _execute(plan, stage)
+        answer = _pinned_mount_namespace(channel, place.good_cpu)
+        _execute(plan, place.stage)
     if answer == HOLD:
         _send(channel, built=True)
         _hold(channel)
 
 
-def _pinned_mount_namespace(channel: Channel) -> bytes:
+def _pinned_mount_namespace(channel: Channel, cpu_memory: str) -> bytes:
     """Unshare on one CPU after the other until the parent can pin what came of it."""
     count = len(os.sched_getaffinity(0))
-    for number, _ in enumerate(namespaces.each_cpu(), start=1):
+    for number, cpu in enumerate(namespaces.each_cpu(cpu_memory), start=1):
         syscalls.unshare(syscalls.CLONE_NEWNS)
-        answer = _ask(channel, mnt=True, last=number == count)
+        answer = _ask(channel, mnt=True, cpu=cpu, last=number == count)
         if answer != AGAIN:
             return answer
     raise NodeError("cannot pin a mount namespace on any CPU")

@@ -67,10 +67,30 @@ def unpin(path: str) -> None:
         os.unlink(path)
 
 
-def each_cpu() -> Iterator[int]:
-    """Move this process from CPU to CPU of those that it may use, the present one first."""
+def each_cpu(memory: str) -> Iterator[int]:
+    """Move this process from CPU to CPU of those that it may use, the remembered one first."""
     allowed = os.sched_getaffinity(0)
-    for cpu in sorted(allowed):
+    first = recall_cpu(memory)
+    for cpu in sorted(allowed, key=lambda cpu: (cpu != first, cpu)):
         os.sched_setaffinity(0, {cpu})
         yield cpu
     os.sched_setaffinity(0, allowed)
+
+
+def recall_cpu(memory: str) -> int:
+    """The CPU that the last pinned namespace of this node was made on; -1 when none is known."""
+    try:
+        return int(os.readlink(memory))
+    except (OSError, ValueError):
+        return -1
+
+
+def remember_cpu(memory: str, cpu: int) -> None:
+    """Spare the next build tries that fail: which CPU is good changes once in a while only.
+
+    A link whose text is the number: made in one call, read in one call.
+    """
+    if recall_cpu(memory) != cpu:
+        with suppress(OSError):
+            os.symlink(str(cpu), f"{memory}.{os.getpid()}")
+            os.rename(f"{memory}.{os.getpid()}", memory)
