@@ -47,13 +47,13 @@ static int join(struct entry *entry, const char *path, char *error)
     return enter_environment(entry, &OURS, error);
 }
 
-/* The environment's own directory, else the caller's by its path, else the root: the descriptor
+/* The caller's directory by its path, else the environment's own, else the root: the descriptor
  * of the old one is useless, for it leads to the host's file system. */
 static void keep_directory(const struct entry *entry, const char *before)
 {
-    if (entry->workdir && chdir(entry->workdir) == 0)
-        return;
     if (before[0] == '/' && chdir(before) == 0)
+        return;
+    if (entry->workdir && chdir(entry->workdir) == 0)
         return;
     if (chdir("/") < 0)
         perror("hpcwrap-enter: cannot change to the container's root directory");

@@ -178,17 +178,22 @@ def test_callers_directory_is_kept_by_its_path(enter: Enter) -> None:
     assert enter.run("pwd", "-P", cwd="/usr/bin").stdout == "/usr/bin\n"
 
 
-def test_environments_directory_wins(enter: Enter) -> None:
+def test_callers_directory_goes_before_the_environments(enter: Enter) -> None:
     enter.write("workdir", "/srv/inside")
-    assert enter.run("pwd", "-P", cwd="/usr").stdout == "/srv/inside\n"
+    assert enter.run("pwd", "-P", cwd="/usr").stdout == "/usr\n"
 
 
-def test_root_when_no_directory_exists_inside(enter: Enter) -> None:
-    enter.write("workdir", "/no/such/directory")
+@pytest.mark.parametrize(
+    ("workdir", "found"), [("/srv/inside", "/srv/inside"), ("/no/such/directory", "/")]
+)
+def test_environments_directory_or_the_root_stands_in(
+    enter: Enter, workdir: str, found: str
+) -> None:
+    enter.write("workdir", workdir)
     with tempfile.TemporaryDirectory(dir="/srv" if os.access("/srv", os.W_OK) else None) as gone:
         if not gone.startswith("/srv"):
             pytest.skip("needs a directory that the namespace hides, which root can make in /srv")
-        assert enter.run("pwd", "-P", cwd=gone).stdout == "/\n"
+        assert enter.run("pwd", "-P", cwd=gone).stdout == f"{found}\n"
 
 
 # ---- the environment ----
