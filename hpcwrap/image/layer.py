@@ -46,6 +46,9 @@ AUFS = b".wh..wh."
 """Prefixes of names with a meaning: OCI image-spec layer.md, "Whiteouts"; the last one is aufs's
 own bookkeeping, which Docker skips too."""
 
+GLOBALS = (b"uid", b"gid", b"mtime", b"size", b"path", b"linkpath")
+"""Records of a global header that change the entries after it; git writes a comment there."""
+
 _KINDS = frozenset((FILE, HARDLINK, SYMLINK, CHARACTER, BLOCKDEV, DIRECTORY, FIFO))
 _ZERO = bytes(BLOCK)
 _PLAIN = re.compile(
@@ -86,7 +89,8 @@ def index_layer(view: memoryview, on_entries: Optional[Callable[[int], None]] = 
     position = 0
     entries = layer.entries
     while True:
-        entry = _plain_entry(view, position) or reader.read(position)
+        entry = None if reader.always else _plain_entry(view, position)
+        entry = entry or reader.read(position)
         if entry is None:
             return layer
         position = entry.end
@@ -188,7 +192,9 @@ class _EntryReader:
         position = start
         while True:
             header = bytes(self.view[position : position + BLOCK])
-            if (not header and position == start) or header == _ZERO:
+            if header in (b"", _ZERO):
+                if records:
+                    raise LayerError("ends early, after an extended header")
                 return None
             self._check(header)
             kind = header[156]
@@ -217,7 +223,8 @@ class _EntryReader:
             name = body.partition(b"\0")[0]
             records[b"path" if kind == ord("L") else b"linkpath"] = name
         elif kind == ord("g"):
-            self.always.update(parse_pax(body))
+            told = parse_pax(body)
+            self.always.update((key, told[key]) for key in GLOBALS if key in told)
         else:
             records.update(parse_pax(body))
 

@@ -133,9 +133,7 @@ class Oracle:
     def result(self) -> Tuple[Tree, Groups]:
         """What an image has of it: all but the root and the devices."""
         kept = {
-            name: pair
-            for name, pair in self.names.items()
-            if name and pair[0].kind != "device"
+            name: pair for name, pair in self.names.items() if name and pair[0].kind != "device"
         }
         tree = {name: found for name, (found, _) in kept.items()}
         return tree, groups_of({name: str(inode) for name, (_, inode) in kept.items()})
