@@ -1,0 +1,86 @@
+"""Measure hpcwrap: `make bench`, or bench/run.py [NAME…] [--rounds N] [--json FILE]."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import time
+from typing import Dict, List
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+
+from rich.console import Console
+
+from bench import cluster, place, report
+from bench.model import Result
+from bench.processes import REPOSITORY, BenchError
+
+# In this order: first what needs nothing, then the registry, then the cluster.
+BENCHMARKS = {
+    "lua": "one call of job_submit.lua at 10 and at 10 000 environments",
+    "enter": "the start of a rank: bare, hpcwrap-enter, ch-run, bwrap",
+    "start": "building one container, operation by operation",
+    "pull": "registry to squashfs, against podman and against the processors alone",
+    "prolog": "Slurm's prolog and epilog on a node, and what their time goes into",
+    "srun": "srun of 1 and of 32 ranks in a container and without",
+    "mpi": "MPI ping-pong within a node, in a container and without",
+}
+
+
+def main() -> int:
+    """Measure, print, write; 1 when a benchmark could not be run."""
+    options = make_parser().parse_args()
+    if os.geteuid() != 0:
+        sys.exit("bench/run.py: containers and a cluster are made: run this as root")
+    names = options.names or list(BENCHMARKS)
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    results: Dict[str, Result] = {}
+    failed = measure_all(names, options.rounds, console, results)
+    path = options.json or time.strftime(f"{REPOSITORY}/bench/results/%Y%m%d-%H%M%S.json")
+    report.write(path, report.document(results))
+    console.print(f"All samples are in {os.path.relpath(path)}")
+    missed = [name for name, result in results.items() if not all(g.met for g in result.goals)]
+    if missed:
+        console.print(f"Goals were missed in: {', '.join(missed)}")
+    return 1 if failed else 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    lines = "\n".join(f"  {name:8} {text}" for name, text in BENCHMARKS.items())
+    parser = argparse.ArgumentParser(
+        prog="bench/run.py",
+        description="Measure hpcwrap beside nothing at all and beside its peers.",
+        epilog=f"benchmarks:\n{lines}\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", choices=[[], *BENCHMARKS])
+    parser.add_argument("--rounds", type=int, metavar="N", help="instead of each one's own number")
+    parser.add_argument("--json", metavar="FILE", help="default: bench/results/TIME.json")
+    return parser
+
+
+def measure_all(
+    names: List[str], rounds: int, console: Console, results: Dict[str, Result]
+) -> List[str]:
+    """Run the benchmarks one after the other; names of those that could not be run."""
+    failed = []
+    try:
+        for name in names:
+            print(f"{name}: {BENCHMARKS[name]}", file=sys.stderr, flush=True)
+            try:
+                results[name] = importlib.import_module(f"bench.{name}").measure(rounds)
+                report.show(console, name, results[name])
+            except BenchError as error:
+                print(f"bench/run.py: {name} could not be measured: {error}", file=sys.stderr)
+                failed.append(name)
+    finally:
+        cluster.down()
+        place.remove()
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
