@@ -20,6 +20,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <slurm/slurm.h>
+#include <slurm/slurm_version.h>
 #include <slurm/spank.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -40,6 +41,11 @@ int slurm_spank_user_init(spank_t spank, int count, char **arguments);
 int slurm_spank_task_init_privileged(spank_t spank, int count, char **arguments);
 int slurm_spank_task_init(spank_t spank, int count, char **arguments);
 #pragma GCC visibility pop
+
+/* `hpcwrap setup slurm` finds this in the file: Slurm loads a plugin of its own release only. */
+#define TEXT(number) #number
+#define BUILT_FOR(number) "built for Slurm " TEXT(number)
+__attribute__((used)) static const char built_for[] = BUILT_FOR(SLURM_VERSION_NUMBER);
 
 static const char *jobs = "/run/hpcwrap/jobs";
 
@@ -245,8 +251,9 @@ static void check_step_request(spank_t spank)
     const char *name = get_variable(spank, ASKED_BY_STEP);
     if (step.error[0] == '\0' && name && !enter_is_named(&step.entry, name))
         snprintf(step.error, sizeof step.error,
-                 "cannot run this step in the container %s: its job's is %s "
-                 "(all steps of a job share one container)", name, step.entry.container);
+                 "cannot run this step in the container %s: its job's is %.*s "
+                 "(all steps of a job share one container)", name,
+                 (int)strcspn(step.entry.container, "@"), step.entry.container);
     if (step.error[0] == '\0' && !step.joined)
         snprintf(step.error, sizeof step.error, "cannot join the container on this node");
 }

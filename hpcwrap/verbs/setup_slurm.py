@@ -1,0 +1,310 @@
+"""What `hpcwrap setup slurm` does to this host, one function a step; all may be run again."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+import time
+from typing import Dict, Iterator, List, NamedTuple, Optional
+
+from hpcwrap import config, paths, run
+from hpcwrap.errors import HpcwrapError, SiteError, UserError
+from hpcwrap.image.store import Store
+from hpcwrap.schedulers import slurm_accounts, slurm_files, slurm_table
+from hpcwrap.schedulers.slurm_files import MISSING, WELL, WRONG, Finding, Place
+
+NATIVE = {"hpcwrap-enter": paths.enter_program, "spank_hpcwrap.so": paths.spank_plugin}
+BUILT_FOR = re.compile(rb"built for Slurm 0x([0-9a-f]{6})")
+
+
+class Site(NamedTuple):
+    """The configuration and where everything is."""
+
+    config: config.Config
+    place: Place
+
+    @property
+    def is_controller(self) -> bool:
+        """True on a host that slurmctld may run on: only it needs the table."""
+        return run.find_program("slurmctld") is not None
+
+
+def load_site(config_file: Optional[str]) -> Site:
+    """Read the configuration.  Raises SiteError."""
+    loaded = config.load_config(config_file)
+    place = Place(
+        prolog=paths.data("prolog", "slurm.sh"),
+        epilog=paths.data("epilog", "slurm.sh"),
+        filter=paths.data("submit", "slurm.lua"),
+        plugin=paths.spank_plugin(),
+        table=paths.SLURM_TABLE,
+        directory=loaded.settings.slurm_configuration_directory,
+    )
+    return Site(loaded, place)
+
+
+def install(config_file: Optional[str]) -> Iterator[str]:
+    """Build the C parts, install the settings, make the store, write the table.
+
+    Yields a line for each step.  Raises HpcwrapError.
+    """
+    need_root()
+    yield build_native()
+    yield install_settings(config.settings_file(config_file))
+    site = load_site(config_file)
+    yield make_directories(site)
+    if site.is_controller:
+        yield write_table(site)
+
+
+def need_root() -> None:
+    """Raise UserError for ordinary users."""
+    if os.geteuid() != 0:
+        raise UserError("cannot set up this host: that needs root")
+
+
+# ---- the C parts ----
+
+
+def build_native() -> str:
+    """Compile hpcwrap-enter and the SPANK plugin for the Slurm of this host."""
+    if not is_stale():
+        return f"{paths.spank_plugin()} is up to date"
+    for path in map(os.path.dirname, (paths.enter_program(), paths.spank_plugin())):
+        os.makedirs(path, exist_ok=True)
+    make = run.need_program("make", "make")
+    run.need_program("cc", "gcc")
+    with tempfile.TemporaryDirectory(prefix="hpcwrap-") as build:
+        try:
+            run.output([make, "-s", "-C", paths.data("native"), f"BUILD={build}"])
+        except run.CommandError as error:
+            raise _explain(error) from error
+        for name, target in NATIVE.items():
+            publish_program(os.path.join(build, name), target())
+    return f"built {paths.enter_program()} and {paths.spank_plugin()}"
+
+
+def is_stale() -> bool:
+    """True when a program is missing, older than its source or made for another Slurm."""
+    built = [target() for target in NATIVE.values()]
+    if not all(map(os.path.exists, built)) or check_plugin().state != WELL:
+        return True
+    native = paths.data("native")
+    sources = [entry.stat().st_mtime for entry in os.scandir(native) if entry.is_file()]
+    return max(sources) > min(map(os.path.getmtime, built))
+
+
+def publish_program(source: str, target: str) -> None:
+    """Put a file in place by rename: daemons may have the old one mapped."""
+    temporary = f"{target}.{os.getpid()}"
+    shutil.copyfile(source, temporary)
+    os.chmod(temporary, 0o755)  # noqa: S103  a program and a library, for all to execute
+    os.rename(temporary, target)
+
+
+def _explain(error: run.CommandError) -> HpcwrapError:
+    if "slurm/spank.h" in error.stderr:
+        return SiteError(
+            "cannot build the SPANK plugin: Slurm's header spank.h is not installed",
+            "install libslurm-dev (Debian) or slurm-devel (RPM) of the release that runs here",
+        )
+    return SiteError(f"cannot build the C parts: {run.last_line(error.stderr)}")
+
+
+# ---- settings and directories ----
+
+
+def install_settings(file: str) -> str:
+    """Install the shipped settings, unless there are settings."""
+    if os.path.exists(file):
+        return f"{file} is there already and stays as it is"
+    shutil.copytree(
+        paths.data("conf"), os.path.dirname(file), copy_function=copy_new, dirs_exist_ok=True
+    )
+    return f"installed {file}"
+
+
+def copy_new(source: str, target: str) -> str:
+    """Copy a file unless there is one."""
+    return target if os.path.exists(target) else shutil.copy(source, target)
+
+
+def make_directories(site: Site) -> str:
+    """Make the store's directory and the log's; root's, readable by all."""
+    settings = site.config.settings
+    for path in (settings.store, os.path.dirname(settings.log)):
+        os.makedirs(path, mode=0o755, exist_ok=True)
+    return f"the store is {settings.store}"
+
+
+# ---- the table ----
+
+
+def render_table(site: Site) -> str:
+    """Write the table from the configuration, the store and the accounts of this host."""
+    known = site.config
+    store = Store(known.settings.store)
+    references = {environment.image for environment in known.environments.values()}
+    return slurm_table.render_table(
+        known,
+        slurm_table.digests_of(known, {text: find_digest(store, text) for text in references}),
+        slurm_accounts.find_accounts(
+            slurm_table.named_users(known), slurm_table.named_groups(known)
+        ),
+        clear_container=os.path.exists(site.place.path("oci.conf")),
+    )
+
+
+def find_digest(store: Store, reference: str) -> Optional[str]:
+    """Digest of an image that is in the store; None for one that is not, or cannot be named."""
+    try:
+        image = store.find(reference)
+    except HpcwrapError:
+        return None
+    return image.digest if image else None
+
+
+def write_table(site: Site) -> str:
+    """Publish the table and have slurmctld read it, when it has changed."""
+    need_root()
+    path, text = site.place.table, render_table(site)
+    if slurm_files.read_text(path) == text:
+        return f"{path} is up to date"
+    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+    temporary = f"{path}.{os.getpid()}"
+    with open(temporary, "w", encoding="ascii") as file:
+        os.fchmod(file.fileno(), 0o644)
+        file.write(text)
+    os.rename(temporary, path)
+    touch(site.place.path(slurm_files.JOB_SUBMIT))
+    return f"wrote {path}: {len(site.config.environments)} environments"
+
+
+def touch(path: str) -> None:
+    """Make slurmctld load job_submit.lua again, which loads the table.
+
+    It compares whole seconds and loads only what is newer (slurm_lua.c, slurm_lua_loadscript): so
+    the time goes forward by a second at least, even twice within one.
+    """
+    try:
+        newer = max(int(time.time()), int(os.stat(path).st_mtime) + 1)
+        os.utime(path, (newer, newer))
+    except FileNotFoundError:
+        return
+
+
+# ---- lines and checks ----
+
+
+def lines(site: Site, file: str) -> str:
+    """What to add to one of Slurm's files; job_submit.lua is the controller's alone."""
+    if file == slurm_files.JOB_SUBMIT and not site.is_controller:
+        return ""
+    return slurm_files.render_lines(file, site.place)
+
+
+def check(site: Site) -> List[Finding]:
+    """Look at everything that a job with a container needs of this host and of Slurm."""
+    values = running_conf(site) or file_conf(site)
+    findings = [
+        *check_programs(),
+        *slurm_files.check_conf(values, site.place),
+        *slurm_files.check_agreement(values, site.config.settings),
+        slurm_files.check_plugstack(
+            slurm_files.read_plugstack(_plugstack(values, site)), site.place
+        ),
+        *check_controller(site),
+    ]
+    return [explain_restart(finding, site) for finding in findings]
+
+
+def check_programs() -> List[Finding]:
+    """Look at the compiled parts."""
+    enter = paths.enter_program()
+    there = os.access(enter, os.X_OK)
+    detail = enter if there else f"{enter}: run `hpcwrap setup slurm`"
+    return [
+        Finding("programs", "hpcwrap-enter", WELL if there else MISSING, detail),
+        check_plugin(),
+    ]
+
+
+def check_plugin() -> Finding:
+    """Compare the release that the plugin was built for with the one that is installed."""
+    path = paths.spank_plugin()
+    try:
+        with open(path, "rb") as file:
+            found = BUILT_FOR.search(file.read())
+    except OSError:
+        return Finding("programs", "SPANK plugin", MISSING, f"{path}: run `hpcwrap setup slurm`")
+    number = int(found.group(1), 16) if found else 0
+    built, installed = f"{number >> 16}.{number >> 8 & 0xFF:02}", installed_release()
+    if installed and built != installed:
+        detail = f"built for Slurm {built}, but {installed} is here: run `hpcwrap setup slurm`"
+        return Finding("programs", "SPANK plugin", WRONG, detail)
+    return Finding("programs", "SPANK plugin", WELL, f"{path} for Slurm {built}")
+
+
+def installed_release() -> str:
+    """The installed Slurm as ``22.05``; empty when it cannot be told.
+
+    Asks a daemon: the commands want a configuration and a controller even for their version.
+    """
+    daemon = run.find_program("slurmd", "slurmctld")
+    found = re.search(rb"(\d+\.\d+)", run.output([daemon, "-V"])) if daemon else None
+    return found.group(1).decode() if found else ""
+
+
+def check_controller(site: Site) -> List[Finding]:
+    """Look at what only slurmctld's host needs."""
+    if not site.is_controller:
+        return []
+    text = slurm_files.read_text(site.place.path(slurm_files.JOB_SUBMIT))
+    fresh = slurm_files.read_text(site.place.table) == render_table(site)
+    detail = site.place.table if fresh else "is not as environments are: `setup slurm --table`"
+    return [
+        slurm_files.check_job_submit(text, site.place),
+        Finding("table", "environments", WELL if fresh else WRONG, detail),
+    ]
+
+
+def explain_restart(finding: Finding, site: Site) -> Finding:
+    """Tell what is in slurm.conf already, but not in force, from what is not in it."""
+    if finding.file != slurm_files.CONF or finding.state not in (MISSING, WRONG):
+        return finding
+    there = [
+        each
+        for each in slurm_files.check_conf(file_conf(site), site.place)
+        if each.what == finding.what and each.state == WELL
+    ]
+    if not there:
+        return finding
+    detail = "is in the file but not in force: restart slurmctld and slurmd"
+    return finding._replace(state=WRONG, detail=detail)
+
+
+def running_conf(site: Site) -> Dict[str, str]:
+    """What slurmctld runs with; empty when it does not answer."""
+    scontrol = run.find_program("scontrol")
+    if scontrol is None:
+        return {}
+    conf = site.place.path(slurm_files.CONF)
+    named = {"SLURM_CONF": conf} if os.path.exists(conf) else {}
+    try:
+        text = run.output(
+            [scontrol, "show", "config"], env=run.base_environment(**named), timeout=20
+        )
+    except HpcwrapError:
+        return {}
+    return slurm_files.parse_conf(text.decode(errors="surrogateescape"))
+
+
+def file_conf(site: Site) -> Dict[str, str]:
+    """What slurm.conf says."""
+    return slurm_files.parse_conf(slurm_files.read_text(site.place.path(slurm_files.CONF)))
+
+
+def _plugstack(values: Dict[str, str], site: Site) -> str:
+    return values.get("plugstackconfig", site.place.path(slurm_files.PLUGSTACK))
