@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import tarfile
-from typing import Dict, FrozenSet, List, NamedTuple, Optional, Sequence, Tuple
+from types import MappingProxyType
+from typing import Dict, FrozenSet, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from hpcwrap.image.layer import index_layer
 from hpcwrap.image.plan import ZEROS, Plan, flatten
@@ -31,7 +32,7 @@ class Member(NamedTuple):
     gid: int = 0
     mtime: float = 1_600_000_000
     uname: str = ""
-    pax: Dict[str, str] = {}
+    pax: Mapping[str, str] = MappingProxyType({})
 
 
 class Found(NamedTuple):

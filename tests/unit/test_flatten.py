@@ -117,7 +117,7 @@ def without_errors(stack: List[List[Member]]) -> List[List[Member]]:
     return good
 
 
-def merged(*stack: List[Member]) -> "dict[str, str]":
+def merged(*stack: List[Member]) -> dict[str, str]:
     layers = [make_layer(layer) for layer in stack]
     tree, _ = read_stream(stream_of(plan_of(layers), layers))
     return {name: found.content.decode() or found.kind for name, found in tree.items()}

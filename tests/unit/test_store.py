@@ -1,0 +1,273 @@
+"""The store: found again, damaged, locked, cleaned and emptied."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import List
+
+import pytest
+
+from hpcwrap.errors import SiteError, UserError
+from hpcwrap.image import remove as removal
+from hpcwrap.image.digest import digest_of
+from hpcwrap.image.publish import publish_image, publish_link
+from hpcwrap.image.reference import parse_reference
+from hpcwrap.image.remove import remove
+from hpcwrap.image.store import ImageConfig, Store, file_name, parse_config
+from hpcwrap.image.worker import work_as
+from hpcwrap.image.workspace import ensure_store, locked, workspace
+from hpcwrap.run import Identity
+
+NOBODY = Identity(65534, 65534) if os.geteuid() == 0 else None
+CONFIG = {"Env": ["PATH=/bin", "A=b=c"], "WorkingDir": "/w", "Labels": {"a": "b"}, "Cmd": None}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    made = Store(str(tmp_path / "store"))
+    ensure_store(made)
+    return made
+
+
+def add(store: Store, *references: str, content: str = "squashfs") -> str:
+    """Publish a made-up image under references."""
+    digest = digest_of(content.encode())
+    made = Path(store.tmp_directory) / "made"
+    made.write_text(content)
+    document = {"reference": references[0], "config": CONFIG, "pulled": 1.5}
+    publish_image(store, digest, str(made), document)
+    for reference in references:
+        publish_link(store, parse_reference(reference), digest)
+    return digest
+
+
+def files(store: Store) -> List[str]:
+    found = Path(store.root).rglob("*")
+    return sorted(p.name for p in found if p.is_file() and "locks" not in p.parts)
+
+
+def test_what_is_published_is_found(store: Store) -> None:
+    digest = add(store, "h:1/a/b:1")
+    image = store.find("docker://h:1/a/b:1")
+    assert image is not None
+    assert (image.digest, image.reference, image.size) == (digest, "h:1/a/b:1", 8)
+    assert image.config == ImageConfig(("PATH=/bin", "A=b=c"), "/w", "", (), (), {"a": "b"})
+    assert Path(image.squashfs).read_text() == "squashfs"
+    assert Path(image.squashfs).stat().st_mode & 0o7777 == 0o444
+
+
+def test_unknown_references_and_digests(store: Store) -> None:
+    digest = add(store, "a:1")
+    assert store.find("a:2") is None
+    by_digest = store.find(f"never/seen@{digest}")
+    assert by_digest is not None
+    assert by_digest.digest == digest
+    assert Store("/no/such/store").find("a:1") is None
+    assert Store("/no/such/store").images() == ([], [])
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"version": 2}', '{"version": 1}', "\udcff"])
+def test_damaged_documents_stop_nothing(store: Store, damage: str) -> None:
+    add(store, "whole:1", content="whole")
+    digest = add(store, "broken:1", content="broken")
+    for path in (store.document_path(digest), store.ref_path(parse_reference("broken:1"))):
+        os.chmod(path, 0o644)
+        Path(path).write_text(damage, errors="surrogateescape")
+    assert store.find("broken:1") is None
+    images, problems = store.images()
+    links, more = store.links()
+    assert [image.reference for image in images] == ["whole:1"]
+    assert [link.reference for link in links] == ["whole:1"]
+    assert len(problems) == len(more) == 1
+
+
+def test_a_squashfs_without_document_is_no_image(store: Store) -> None:
+    digest = add(store, "a:1")
+    os.unlink(store.document_path(digest))
+    assert store.find("a:1") is None
+
+
+@pytest.mark.parametrize(
+    "config", [{"Env": "PATH=/bin"}, {"Env": [1]}, {"Env": ["A=\0"]}, {"User": 1}, {"Labels": []}]
+)
+def test_configurations_of_wrong_types_are_refused(config: object) -> None:
+    if config == {"Labels": []}:
+        assert parse_config(config) == ImageConfig()
+        return
+    with pytest.raises(ValueError, match="no"):
+        parse_config(config)
+
+
+def test_file_names_of_references() -> None:
+    assert file_name("h:1/a/b:1") == "h:1%2Fa%2Fb:1"
+    long = "a/" * 120 + "b:1"
+    assert len(file_name(long)) < 100
+    assert "/" not in file_name(long)
+    assert file_name(long) != file_name(long + "2")
+
+
+def test_only_plain_files_are_published(store: Store, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("x")
+    (tmp_path / "symlink").symlink_to(secret)
+    os.link(secret, tmp_path / "second")
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("second", "fifo"):
+        with pytest.raises(SiteError, match="no plain file"):
+            publish_image(store, digest_of(b""), str(tmp_path / name), {})
+    with pytest.raises(OSError, match="symbolic links"):
+        publish_image(store, digest_of(b""), str(tmp_path / "symlink"), {})
+    assert files(store) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root takes files from another user")
+def test_a_file_that_somebody_could_still_change_is_copied(store: Store) -> None:
+    made = Path(store.tmp_directory) / "made"
+    made.write_text("as checked")
+    digest = digest_of(b"x")
+    with made.open("r+b") as still_open:
+        publish_image(store, digest, str(made), {"reference": "a", "config": None, "pulled": 0})
+        still_open.write(b"changed!!!")
+    assert Path(store.squashfs_path(digest)).read_text() == "as checked"
+
+
+def test_removing_by_reference_keeps_what_others_name(store: Store) -> None:
+    digest = add(store, "a:1", "a:2")
+    assert remove(store, "a:1") == (digest, ["a:1"], ["a:2"])
+    assert store.find("a:2") is not None
+    assert remove(store, "a:2") == (digest, ["a:2"], [])
+    assert files(store) == []
+    with pytest.raises(UserError, match="cannot find the image a:2"):
+        remove(store, "a:2")
+
+
+@pytest.mark.parametrize("form", ["{0}", "{1}", "sha256:{2}", "{2}"])
+def test_removing_by_digest_takes_all_references(store: Store, form: str) -> None:
+    digest = add(store, "a:1", "a:2")
+    stem = digest[7:]
+    removed = remove(store, form.format(digest, stem, stem[:6]))
+    assert (removed.digest, sorted(removed.references)) == (digest, ["a:1", "a:2"])
+    assert files(store) == []
+
+
+def test_digits_that_fit_two_images(store: Store) -> None:
+    for last in "ab":
+        Path(store.images_directory, "0" * 63 + last + ".sqsh").touch()
+    with pytest.raises(UserError, match="cannot tell which image"):
+        remove(store, "0" * 10)
+    assert remove(store, "0" * 63 + "a").digest.endswith("0a")
+
+
+def test_an_image_on_a_loop_device_stays(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = add(store, "a:1")
+    loop = tmp_path / "sys" / "block" / "loop7" / "loop"
+    loop.mkdir(parents=True)
+    (loop / "backing_file").write_text(store.squashfs_path(digest) + "\n")
+    monkeypatch.setattr(removal, "LOOP_FILES", f"{tmp_path}/sys/block/loop*/loop/backing_file")
+    with pytest.raises(UserError, match="on this node uses it"):
+        remove(store, "a:1")
+    assert store.find("a:1") is not None
+
+
+def test_one_holder_of_a_lock_at_a_time(store: Store) -> None:
+    events: List[str] = []
+
+    def second() -> None:
+        with locked(store, "x", 10, lambda: events.append("waits")) as waited:
+            events.append(f"has it, waited {waited}")
+
+    with locked(store, "x", 10) as waited:
+        assert not waited
+        thread = threading.Thread(target=second)
+        thread.start()
+        while not events:
+            time.sleep(0.01)
+        events.append("gives it")
+    thread.join()
+    assert events == ["waits", "gives it", "has it, waited True"]
+    with locked(store, "x", 10), pytest.raises(SiteError, match="waited"), locked(store, "x", 0.1):
+        pytest.fail("both hold it")
+
+
+def test_a_workspace_goes_and_what_killed_pulls_left_too(store: Store) -> None:
+    script = (
+        "import os, signal, sys; from hpcwrap.image.store import Store;"
+        "from hpcwrap.image.workspace import workspace\n"
+        f"with workspace(Store({store.root!r}), None, 5) as d:\n"
+        "    open(d + '/blob', 'w').close(); print(d, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    repository = str(Path(__file__).parents[2])
+    left = subprocess.run(
+        [sys.executable, "-c", script], cwd=repository, capture_output=True, text=True, check=False
+    ).stdout.strip()
+    assert os.path.exists(left + "/blob")
+    with workspace(store, None, 5) as one:
+        assert not os.path.exists(left)
+        with workspace(store, None, 5) as two:
+            assert sorted(os.listdir(store.tmp_directory)) == sorted(
+                map(os.path.basename, (one, two))
+            )
+    assert os.listdir(store.tmp_directory) == []
+
+
+def test_documents_that_nobody_renamed_go_after_a_day(store: Store) -> None:
+    fresh, old = Path(store.refs_directory, ".a.new"), Path(store.images_directory, ".b.new")
+    for path in (fresh, old):
+        path.touch()
+    os.utime(old, (0, 0))
+    with workspace(store, None, 5):
+        assert fresh.exists()
+        assert not old.exists()
+    assert store.links() == ([], [])
+
+
+def test_a_store_that_is_not_ours() -> None:
+    with tempfile.TemporaryDirectory() as closed:
+        os.chmod(closed, 0o555)
+        work = lambda _: {"made": ensure_store(Store(closed + "/store"))}  # noqa: E731
+        with pytest.raises(UserError, match="cannot write to the store"):
+            work_as(NOBODY, "/tmp", work, lambda _: None, 10)
+
+
+def test_finding_imports_little() -> None:
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]); before = set(sys.modules)\n"
+        "from hpcwrap.image.store import Store; Store('/nowhere').find('a:1')\n"
+        "print(*sorted(set(sys.modules) - before))"
+    )
+    repository = str(Path(__file__).parents[2])
+    loaded = subprocess.run(
+        [sys.executable, "-SI", "-c", script, repository],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    ours = {name for name in loaded if name.startswith("hpcwrap.image.")}
+    assert ours == {f"hpcwrap.image.{name}" for name in ("digest", "reference", "store")}
+    assert not {"hashlib", "pathlib", "subprocess", "dataclasses", "tempfile"} & set(loaded)
+
+
+def test_locks_are_closed_to_others(store: Store) -> None:
+    assert os.stat(store.locks_directory).st_mode & 0o777 == 0o700
+    with locked(store, "x", 1):
+        descriptor = os.open(os.path.join(store.locks_directory, "x"), os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(descriptor)
+
+
+def test_documents_say_what_they_are(store: Store) -> None:
+    digest = add(store, "a:1")
+    document = json.loads(Path(store.document_path(digest)).read_text())
+    assert (document["version"], document["digest"]) == (1, digest)

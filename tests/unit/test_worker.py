@@ -1,0 +1,121 @@
+"""The worker process: what it returns, how it fails, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Dict, List, Tuple
+
+import pytest
+
+from hpcwrap.errors import SiteError, UserError
+from hpcwrap.image.worker import Progress, Report, guarded, work_as
+from hpcwrap.run import Identity, output
+
+Called = Tuple[Dict[str, Any], List[Progress]]
+
+
+def call(
+    work: Any, directory: Path, seconds: float = 20.0
+) -> tuple[Dict[str, Any], List[Progress]]:
+    seen: List[Progress] = []
+    return work_as(None, str(directory), work, seen.append, seconds), seen
+
+
+def test_the_result_and_the_progress_come_back(tmp_path: Path) -> None:
+    def work(report: Report) -> Dict[str, Any]:
+        report(Progress("download", "x", 1, 2))
+        return {"pid": os.getpid(), "directory": os.getcwd(), "big": "x" * 200_000}
+
+    result, seen = call(work, tmp_path)
+    assert result["pid"] != os.getpid()
+    assert result["directory"] == str(tmp_path)
+    assert len(result["big"]) == 200_000
+    assert seen == [Progress("download", "x", 1, 2)]
+
+
+@pytest.mark.parametrize("kind", [UserError, SiteError])
+def test_errors_keep_their_kind_and_hint(tmp_path: Path, kind: Any) -> None:
+    def work(report: Report) -> Dict[str, Any]:
+        raise kind("it is broken", "mend it")
+
+    with pytest.raises(kind) as caught:
+        call(work, tmp_path)
+    assert (caught.value.message, caught.value.hint) == ("it is broken", "mend it")
+
+
+def test_a_bug_is_no_expected_failure(tmp_path: Path) -> None:
+    def work(report: Report) -> Dict[str, Any]:
+        return {"never": 1 // 0}
+
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        call(work, tmp_path)
+
+
+def test_a_killed_worker_is_the_sites_error(tmp_path: Path) -> None:
+    def work(report: Report) -> Dict[str, Any]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return {}
+
+    with pytest.raises(SiteError, match="was killed"):
+        call(work, tmp_path)
+
+
+def test_a_worker_that_takes_too_long_ends_with_its_children(tmp_path: Path) -> None:
+    def work(report: Report) -> Dict[str, Any]:
+        (tmp_path / "pid").write_text(str(os.getpid()))
+        output(guarded(["sh", "-c", f"echo $$ > {tmp_path}/child; exec sleep 60"]))
+        return {}
+
+    with pytest.raises(SiteError, match="more than 1 s"):
+        call(work, tmp_path, seconds=1.0)
+    for name in ("pid", "child"):
+        assert ended(int((tmp_path / name).read_text()))
+
+
+def ended(pid: int) -> bool:
+    for _ in range(100):
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_the_worker_holds_no_descriptor_of_its_parent(tmp_path: Path) -> None:
+    with (tmp_path / "lock").open("w"):
+        result, _ = call(lambda _: {"open": os.listdir("/proc/self/fd")}, tmp_path)
+    assert len(result["open"]) <= 5  # 0, 1, 2, the pipe and the listing itself
+
+
+def test_a_directory_that_cannot_be_reached() -> None:
+    nobody = Identity(65534, 65534) if os.geteuid() == 0 else None
+    with tempfile.TemporaryDirectory() as closed:
+        os.chmod(closed, 0o500)
+        with pytest.raises(SiteError, match="cannot work in"):
+            work_as(nobody, closed, lambda _: {}, lambda _: None, 10)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_the_worker_keeps_nothing_of_root() -> None:
+    def work(report: Report) -> Dict[str, Any]:
+        with open("/proc/self/status") as status:
+            told = dict(line.rstrip().split(":\t", 1) for line in status if ":\t" in line)
+        return {key: told[key] for key in ("Uid", "Gid", "Groups", "CapEff", "CapPrm", "Umask")}
+
+    found = work_as(Identity(65534, 65534), "/tmp", work, lambda _: None, 10)
+    assert found["Uid"].split() == found["Gid"].split() == ["65534"] * 4
+    assert found["Groups"].strip() == ""
+    assert int(found["CapEff"], 16) == int(found["CapPrm"], 16) == 0
+    assert found["Umask"] == "0077"
+
+
+def test_guarded_commands_can_gain_no_rights() -> None:
+    status = output(guarded(["cat", "/proc/self/status"])).decode()
+    assert "NoNewPrivs:\t1" in status
