@@ -13,7 +13,7 @@ from hpcwrap.image.digest import hex_digits
 from hpcwrap.image.pull import Pulled, options_from, pull
 from hpcwrap.image.store import Store
 from hpcwrap.image.worker import Report
-from hpcwrap.pullview import Lines, Screen, Silence
+from hpcwrap.verbs.pullview import Lines, Screen, Silence
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

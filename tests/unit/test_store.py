@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import List
+from typing import Any, Dict, List
 
 import pytest
 
@@ -22,7 +22,7 @@ from hpcwrap.image.publish import publish_image, publish_link
 from hpcwrap.image.reference import parse_reference
 from hpcwrap.image.remove import remove
 from hpcwrap.image.store import ImageConfig, Store, file_name, parse_config
-from hpcwrap.image.worker import work_as
+from hpcwrap.image.worker import Report, work_as
 from hpcwrap.image.workspace import ensure_store, locked, workspace
 from hpcwrap.run import Identity
 
@@ -233,11 +233,16 @@ def test_documents_that_nobody_renamed_go_after_a_day(store: Store) -> None:
 
 
 def test_a_store_that_is_not_ours() -> None:
-    with tempfile.TemporaryDirectory() as closed:
-        os.chmod(closed, 0o555)
-        work = lambda _: {"made": ensure_store(Store(closed + "/store"))}  # noqa: E731
+    with tempfile.TemporaryDirectory() as directory:
+        if NOBODY:
+            os.chown(directory, NOBODY.uid, NOBODY.gid)
+        os.mkdir(directory + "/closed", 0o500)
+
+        def work(_: Report) -> Dict[str, Any]:
+            return {"made": ensure_store(Store(directory + "/closed/store"))}
+
         with pytest.raises(UserError, match="cannot write to the store"):
-            work_as(NOBODY, "/tmp", work, lambda _: None, 10)
+            work_as(NOBODY, directory, work, lambda _: None, 10)
 
 
 def test_finding_imports_little() -> None:

@@ -109,7 +109,9 @@ def test_the_worker_keeps_nothing_of_root() -> None:
             told = dict(line.rstrip().split(":\t", 1) for line in status if ":\t" in line)
         return {key: told[key] for key in ("Uid", "Gid", "Groups", "CapEff", "CapPrm", "Umask")}
 
-    found = work_as(Identity(65534, 65534), "/tmp", work, lambda _: None, 10)
+    with tempfile.TemporaryDirectory() as directory:
+        os.chown(directory, 65534, 65534)
+        found = work_as(Identity(65534, 65534), directory, work, lambda _: None, 10)
     assert found["Uid"].split() == found["Gid"].split() == ["65534"] * 4
     assert found["Groups"].strip() == ""
     assert int(found["CapEff"], 16) == int(found["CapPrm"], 16) == 0
