@@ -70,6 +70,11 @@ def enter_program() -> str:
     return _built("libexec/hpcwrap/hpcwrap-enter", "hpcwrap-enter")
 
 
+def host_program() -> str:
+    """The compiled program behind the host's commands inside, native/hpcwrap-host."""
+    return _built("libexec/hpcwrap/hpcwrap-host", "hpcwrap-host")
+
+
 def spank_plugin() -> str:
     """The compiled SPANK plugin."""
     return _built("lib/hpcwrap/spank_hpcwrap.so", "spank_hpcwrap.so")

@@ -13,7 +13,9 @@ import time
 from typing import Dict, Optional, Tuple
 
 from hpcwrap import log, paths, record, schedulers, submit
+from hpcwrap.config import Settings
 from hpcwrap.container import build, environ, namespaces
+from hpcwrap.container.operations import Commands
 from hpcwrap.container.plan import Plan, make_plan
 from hpcwrap.environment import Environment
 from hpcwrap.errors import HpcwrapError, NodeError, UserError
@@ -46,6 +48,7 @@ def prolog(
         choice.settings,
         job,
         scheduler_mounts=adapter.own_mounts(choice.settings),
+        commands=host_commands(adapter, choice.settings),
         user_namespace=adapter.user_namespace,
     )
     make_container(plan, place)
@@ -119,6 +122,12 @@ def ensure_image(choice: submit.Choice) -> Tuple[Image, Dict[str, float]]:
 
     pulled = pull(reference, store, options_from(settings))
     return pulled.image, dict(pulled.milliseconds)
+
+
+def host_commands(adapter: schedulers.Adapter, settings: Settings) -> Optional[Commands]:
+    """The scheduler's commands as an operation of the plan; None where it has none."""
+    found = adapter.commands(settings)
+    return found and Commands(found.directory, found.names, paths.host_program())
 
 
 def make_container(plan: Plan, place: paths.JobPaths) -> None:

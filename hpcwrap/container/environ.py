@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Iterable, List, Sequence
 
+from hpcwrap.container.operations import COMMANDS_DIRECTORY, Commands
 from hpcwrap.container.plan import Plan
 from hpcwrap.environment import Environment
 from hpcwrap.errors import UserError
@@ -36,6 +37,8 @@ def make_entry(
     if environment.workdir:
         words += ["workdir", environment.workdir]
     words += image_instructions(image_variables)
+    if any(isinstance(operation, Commands) for operation in plan.operations):
+        words += ["prepend", "PATH", COMMANDS_DIRECTORY]
     words += environment_instructions(environment)
     return encode([*words, "end"])
 

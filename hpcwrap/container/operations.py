@@ -22,6 +22,9 @@ ATTRIBUTES = {
     "noexec": syscalls.MOUNT_ATTR_NOEXEC,
 }
 
+HOST_ROOT = "/.host"
+COMMANDS_DIRECTORY = "/.hpcwrap/bin"
+
 
 class Workshop:
     """Where a container is being built: the staging directory, the open root, the job's user."""
@@ -209,6 +212,25 @@ class Accounts(NamedTuple):
             rootfs.write_file(workshop.root, database.path, accounts.merge(image, database))
 
 
+class Commands(NamedTuple):
+    """The host's commands inside: links to hpcwrap-host, which finds the host's root at /.host."""
+
+    directory: str
+    names: Tuple[str, ...]
+    program: str
+
+    def describe(self) -> str:
+        return f"the host's commands from {self.directory}: {' '.join(self.names)}"
+
+    def execute(self, workshop: Workshop) -> None:
+        os.close(rootfs.ensure_directory(workshop.root, HOST_ROOT))
+        own = rootfs.ensure_directory(workshop.root, COMMANDS_DIRECTORY)
+        for name in self.names:
+            os.symlink(HOST_ROOT + self.program, name, dir_fd=own)
+        os.symlink(self.directory, "../commands", dir_fd=own)
+        os.close(own)
+
+
 class ReadOnlyRoot(NamedTuple):
     """The root alone becomes read-only; what is mounted in it keeps its own state."""
 
@@ -220,19 +242,33 @@ class ReadOnlyRoot(NamedTuple):
 
 
 class SwitchRoot(NamedTuple):
-    """The new root takes the place of the host's, which goes away with all its mounts.
-
-    Both arguments of pivot_root(2) may be the new root: the old one is then stacked on it.
-    """
+    """The new root takes the place of the host's, which goes away with all its mounts."""
 
     def describe(self) -> str:
-        return "pivot_root"
+        return "pivot_root, the host's root away"
 
     def execute(self, workshop: Workshop) -> None:
+        # pivot_root(2): both arguments may be the new root, the old one is then stacked on it.
         os.fchdir(workshop.root)
         syscalls.pivot_root(".", ".")
         syscalls.umount2(".", syscalls.MNT_DETACH)
         os.chdir("/")
+
+
+class KeepHostRoot(NamedTuple):
+    """The new root takes the place of the host's, which stays to be seen, for its commands."""
+
+    def describe(self) -> str:
+        return f"pivot_root, the host's root to {HOST_ROOT} (nosuid)"
+
+    def execute(self, workshop: Workshop) -> None:
+        os.fchdir(workshop.root)
+        syscalls.pivot_root(".", f".{HOST_ROOT}")
+        os.chdir("/")
+        syscalls.umount2(HOST_ROOT + workshop.stage, syscalls.MNT_DETACH)
+        host = os.open(HOST_ROOT, rootfs.DIRECTORY)
+        syscalls.mount_setattr(host, syscalls.MOUNT_ATTR_NOSUID, recursive=True)
+        os.close(host)
 
 
 def describe_all(operations: List[Operation]) -> List[str]:

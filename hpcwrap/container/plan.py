@@ -6,14 +6,16 @@ built.
 
 from __future__ import annotations
 
-from typing import Dict, List, NamedTuple, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from hpcwrap.config import Settings
 from hpcwrap.container import mounts
 from hpcwrap.container.operations import (
     Accounts,
+    Commands,
     HostFile,
     Image,
+    KeepHostRoot,
     Operation,
     ReadOnlyRoot,
     Root,
@@ -51,9 +53,12 @@ def make_plan(
     job: Job,
     *,
     scheduler_mounts: Sequence[Mount] = (),
+    commands: Optional[Commands] = None,
     user_namespace: bool = False,
 ) -> Plan:
     """Plan the container of a job: `squashfs` is the image's file in the store.
+
+    `commands` are those of the host that are to work inside.
 
     Raises SiteError for a mount that cannot be meant.
     """
@@ -70,8 +75,9 @@ def make_plan(
         *mounts.arrange(wanted),
         *(HostFile(path) for path in HOST_FILES),
         Accounts(job.user.name),
+        *([commands] if commands else []),
         ReadOnlyRoot(),
-        SwitchRoot(),
+        KeepHostRoot() if commands else SwitchRoot(),
     ]
     return Plan(job.user, user_namespace, tuple(operations))
 

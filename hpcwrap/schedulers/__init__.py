@@ -7,7 +7,7 @@ scheduler says into our words and decide nothing.
 from __future__ import annotations
 
 import importlib
-from typing import Mapping, Optional, Protocol, Tuple, cast
+from typing import Mapping, NamedTuple, Optional, Protocol, Tuple, cast
 
 from hpcwrap.config import Settings
 from hpcwrap.environment import Mount
@@ -16,6 +16,13 @@ from hpcwrap.job import Job
 from hpcwrap.request import NONE, Request
 
 NAMES = ("slurm", "local")
+
+
+class Commands(NamedTuple):
+    """Commands of the host that are to work inside: their directory there, and their names."""
+
+    directory: str
+    names: Tuple[str, ...]
 
 
 class Adapter(Protocol):
@@ -35,6 +42,9 @@ class Adapter(Protocol):
 
     def own_mounts(self, settings: Settings) -> Tuple[Mount, ...]:
         """Give the mounts that the scheduler's own commands and libraries need inside."""
+
+    def commands(self, settings: Settings) -> Optional[Commands]:
+        """Give the scheduler's commands that jobs call; None when the host has none."""
 
 
 def load(name: str) -> Adapter:

@@ -7,7 +7,7 @@ that the next run can tell which of the leftovers still have an owner.
 from __future__ import annotations
 
 import os
-from typing import Mapping, Tuple
+from typing import Mapping, Optional, Tuple
 
 from hpcwrap.config import Settings
 from hpcwrap.environment import Mount
@@ -15,6 +15,7 @@ from hpcwrap.errors import SiteError
 from hpcwrap.job import Job, User
 from hpcwrap.request import Request
 from hpcwrap.run import start_time
+from hpcwrap.schedulers import Commands
 
 user_namespace = True
 """The user joins without privilege."""
@@ -50,3 +51,8 @@ def read_job_id(_environ: Mapping[str, str]) -> str:
 def own_mounts(_settings: Settings) -> Tuple[Mount, ...]:
     """No scheduler, no mounts."""
     return ()
+
+
+def commands(_settings: Settings) -> Optional[Commands]:
+    """No scheduler, no commands."""
+    return None

@@ -16,6 +16,7 @@ from hpcwrap.environment import Mount
 from hpcwrap.errors import SiteError
 from hpcwrap.job import Job, User, find_user, make_user
 from hpcwrap.request import Request
+from hpcwrap.schedulers import Commands
 
 user_namespace = False
 """slurmstepd calls the SPANK plugin in each rank while it is still root."""
@@ -23,6 +24,11 @@ user_namespace = False
 CONTROL_VARIABLE = "SPANK_HPCWRAP_CONTAINER"
 COMMENT_WORD = re.compile(r"(?:^|\s)hpcwrap=(\S+)(?=\s|$)")
 MUNGE_DIRECTORY = "/run/munge"
+COMMANDS = (
+    *("srun", "sbatch", "salloc", "scancel", "squeue", "sinfo", "scontrol", "sacct", "sstat"),
+    *("sprio", "sshare", "sacctmgr", "sbcast", "sattach", "strigger", "scrontab", "sreport"),
+)
+"""Slurm's commands that jobs call."""
 
 
 def read_prolog(environ: Mapping[str, str]) -> Tuple[Job, Request]:
@@ -93,6 +99,13 @@ def own_mounts(settings: Settings) -> Tuple[Mount, ...]:
         _bind(spool_directory(settings.slurm_spool_directory, os.environ), "rw"),
         _bind(settings.slurm_configuration_directory, "ro"),
     )
+
+
+def commands(settings: Settings) -> Optional[Commands]:
+    """Give those of Slurm's commands that this host has; None where the setting names none."""
+    directory = settings.slurm_commands
+    names = tuple(name for name in COMMANDS if os.access(f"{directory}/{name}", os.X_OK))
+    return Commands(directory, names) if directory and names else None
 
 
 def spool_directory(pattern: str, environ: Mapping[str, str]) -> str:

@@ -13,6 +13,7 @@ from hpcwrap.container.plan import Plan, make_plan
 from hpcwrap.environment import Environment
 from hpcwrap.image.store import Store
 from hpcwrap.job import Job, find_user
+from hpcwrap.prolog import host_commands
 from hpcwrap.schedulers import NAMES, load
 
 
@@ -55,6 +56,7 @@ def plan_for(
         config.settings,
         Job("0", arguments.scheduler, user, workdir, os.uname().nodename),
         scheduler_mounts=adapter.own_mounts(config.settings),
+        commands=host_commands(adapter, config.settings),
         user_namespace=adapter.user_namespace,
     )
     return plan, list(image.config.env) if image else []
