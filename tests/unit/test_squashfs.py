@@ -54,6 +54,12 @@ STACK = [
 ZSTD = Format()
 
 
+@pytest.fixture(autouse=True)
+def in_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers work in a directory of their own: temporary files go to where they are."""
+    monkeypatch.chdir(tmp_path)
+
+
 def convert(layers: Sequence[bytes], output: Path, form: Format = ZSTD) -> Plan:
     plan = plan_of(layers)
     seen: List[int] = []

@@ -106,7 +106,7 @@ def test_a_directory_that_cannot_be_reached() -> None:
 def test_the_worker_keeps_nothing_of_root() -> None:
     def work(report: Report) -> Dict[str, Any]:
         with open("/proc/self/status") as status:
-            told = dict(line.rstrip().split(":\t", 1) for line in status if ":\t" in line)
+            told = dict(line.strip("\n").split(":\t", 1) for line in status if ":\t" in line)
         return {key: told[key] for key in ("Uid", "Gid", "Groups", "CapEff", "CapPrm", "Umask")}
 
     with tempfile.TemporaryDirectory() as directory:
