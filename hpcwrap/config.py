@@ -111,7 +111,7 @@ ROWS = (
     Row("allow_none", "switch", "Whether --container=none may opt out of a default"),
     Row("slurm_spool_directory", "path", "SlurmdSpoolDir, as slurm.conf has it"),
     Row("slurm_configuration_directory", "path", "Directory of slurm.conf and plugstack.conf"),
-    Row("slurm_commands", "path", "Directory of srun, sbatch …: the host's own work inside"),
+    Row("slurm_commands", "path", "Directory of Slurm's commands, which work inside, too"),
     Row("defaults", "defaults", "Environments of jobs that name none, by partition or account"),
 )
 

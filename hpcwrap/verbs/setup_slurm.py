@@ -15,7 +15,11 @@ from hpcwrap.image.store import Store
 from hpcwrap.schedulers import slurm_accounts, slurm_files, slurm_table
 from hpcwrap.schedulers.slurm_files import MISSING, WELL, WRONG, Finding, Place
 
-NATIVE = {"hpcwrap-enter": paths.enter_program, "spank_hpcwrap.so": paths.spank_plugin}
+NATIVE = {
+    "hpcwrap-enter": paths.enter_program,
+    "hpcwrap-host": paths.host_program,
+    "spank_hpcwrap.so": paths.spank_plugin,
+}
 BUILT_FOR = re.compile(rb"built for Slurm 0x([0-9a-f]{6})")
 
 
@@ -222,13 +226,15 @@ def check(site: Site) -> List[Finding]:
 
 def check_programs() -> List[Finding]:
     """Look at the compiled parts."""
-    enter = paths.enter_program()
-    there = os.access(enter, os.X_OK)
-    detail = enter if there else f"{enter}: run `hpcwrap setup slurm`"
-    return [
-        Finding("programs", "hpcwrap-enter", WELL if there else MISSING, detail),
-        check_plugin(),
-    ]
+    programs = [paths.enter_program(), paths.host_program()]
+    return [*(check_program(path) for path in programs), check_plugin()]
+
+
+def check_program(path: str) -> Finding:
+    """See whether a program has been compiled."""
+    there = os.access(path, os.X_OK)
+    detail = path if there else f"{path}: run `hpcwrap setup slurm`"
+    return Finding("programs", os.path.basename(path), WELL if there else MISSING, detail)
 
 
 def check_plugin() -> Finding:
