@@ -50,11 +50,12 @@ def install(arguments: argparse.Namespace) -> None:
     for done in setup_slurm.install(arguments.config):
         print(done)
     site = setup_slurm.load_site(arguments.config)
-    for file in FILES:
-        text = setup_slurm.lines(site, file)
+    texts = {file: setup_slurm.lines(site, file) for file in FILES}
+    for file, text in texts.items():
         if text:
             print(f"\nadd to {site.place.path(file)}:\n\n{text}", end="")
-    print("\nthen restart slurmctld and slurmd, and see `hpcwrap setup slurm --check`")
+    if any(texts.values()):
+        print("\nthen restart slurmctld and slurmd, and see `hpcwrap setup slurm --check`")
 
 
 def check(site: setup_slurm.Site) -> int:

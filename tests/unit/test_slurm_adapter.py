@@ -1,0 +1,138 @@
+"""What slurmd says in the prolog's environment, read into our words."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from typing import Dict
+
+import pytest
+
+from hpcwrap.config import Settings
+from hpcwrap.environment import is_name
+from hpcwrap.errors import SiteError, UserError
+from hpcwrap.job import Job
+from hpcwrap.request import Request
+from hpcwrap.schedulers import default_container, load, slurm
+
+ME = pwd.getpwuid(os.getuid())
+ENVIRON = {
+    "SLURM_JOB_ID": "4711",
+    "SLURM_JOB_UID": str(ME.pw_uid),
+    "SLURM_JOB_GID": str(ME.pw_gid),
+    "SLURM_JOB_USER": ME.pw_name,
+    "SLURM_JOB_WORK_DIR": "/work dir/of me",
+    "SLURM_JOB_PARTITION": "gpu",
+    "SLURM_JOB_ACCOUNT": "physics",
+    "SLURMD_NODENAME": "n1",
+    "SPANK_HPCWRAP_CONTAINER": "debian-12",
+}
+
+
+def environ(**changes: str) -> Dict[str, str]:
+    return {**ENVIRON, **changes}
+
+
+def test_job_and_request() -> None:
+    job, request = load("slurm").read_prolog(ENVIRON)
+    assert job.user.name == ME.pw_name
+    assert job._replace(user=job.user) == Job(
+        "4711", "slurm", job.user, "/work dir/of me", "n1", "gpu", "physics"
+    )
+    assert request == Request("debian-12", "--container")
+
+
+def test_only_what_every_release_gives_is_needed() -> None:
+    names = ("SLURM_JOB_ID", "SLURM_JOB_UID")
+    job, request = slurm.read_prolog({name: ENVIRON[name] for name in names})
+    assert (job.node, job.partition, job.workdir) == (os.uname().nodename, "", "")
+    assert request.container is None
+
+
+def test_group_is_the_jobs() -> None:
+    assert slurm.read_user(environ(SLURM_JOB_GID="12345")).gid == 12345
+
+
+@pytest.mark.parametrize("text", ["", "x", "1 2", "../../etc", "-1", "1\n", "٣", "9" * 11])
+@pytest.mark.parametrize("name", ["SLURM_JOB_ID", "SLURM_JOB_UID", "SLURM_JOB_GID"])
+def test_numbers_are_numbers(name: str, text: str) -> None:
+    with pytest.raises(SiteError, match=f"cannot read {name}"):
+        slurm.read_prolog(environ(**{name: text}))
+
+
+def test_unknown_user() -> None:
+    with pytest.raises(UserError, match="cannot find the user 3999999999"):
+        slurm.read_prolog(environ(SLURM_JOB_UID="3999999999"))
+
+
+@pytest.mark.parametrize(
+    ("comment", "name"),
+    [
+        ("", None),
+        ("run 7", None),
+        ("hpcwrap=debian-12", "debian-12"),
+        ("run 7 hpcwrap=debian-12", "debian-12"),
+        ("hpcwrap=a hpcwrap=b", "b"),
+        ("hpcwrap=a\nhpcwrap=b\t", "b"),
+        ("hpcwrap=none", "none"),
+        ("myhpcwrap=a", None),
+        ("hpcwrap= a", None),
+        ("hpcwrap=", None),
+    ],
+)
+def test_word_of_the_comment(comment: str, name: str) -> None:
+    assert slurm.comment_request(comment) == name
+    without = environ(SLURM_JOB_COMMENT=comment)
+    del without["SPANK_HPCWRAP_CONTAINER"]
+    assert slurm.read_request(without).container == name
+
+
+def test_control_environment_counts_before_the_comment() -> None:
+    assert slurm.read_request(environ(SLURM_JOB_COMMENT="hpcwrap=b")).container == "debian-12"
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "a b", "", "x\n", "/", "é", "a" * 10_000])
+def test_what_is_no_name_becomes_harmless_and_stays_no_name(name: str) -> None:
+    container = slurm.read_request(environ(SPANK_HPCWRAP_CONTAINER=name)).container
+    assert container
+    assert "/" not in container
+    assert container.isprintable()
+    assert not is_name(container)
+
+
+def test_own_mounts_may_be_absent_on_a_node() -> None:
+    settings = Settings(slurm_spool_directory="/var/spool/slurmd.%n")
+    mounts = slurm.own_mounts(settings)
+    assert [mount.target for mount in mounts][:1] == ["/run/munge"]
+    assert all(mount.source == mount.target and "nofail" in mount.options for mount in mounts)
+    host = os.uname().nodename.split(".")[0]
+    assert mounts[1].source in (f"/var/spool/slurmd.{host}", "/var/spool/slurmd.n1")
+
+
+def test_spool_directory_of_several_daemons_on_a_host() -> None:
+    assert slurm.spool_directory("/s/%n", {"SLURMD_NODENAME": "n7"}) == "/s/n7"
+
+
+@pytest.mark.parametrize(
+    ("partition", "account", "expected"),
+    [
+        ("gpu", "other", Request("cuda-12", "the default of the partition gpu")),
+        ("gpu", "physics", Request("cuda-12", "the default of the partition gpu")),
+        ("main", "physics", Request("debian-12", "the default of the account physics")),
+        ("plain", "physics", None),
+        ("main", "other", None),
+        ("", "", None),
+    ],
+)
+def test_defaults(partition: str, account: str, expected: Request) -> None:
+    defaults = {
+        "partition": {"gpu": "cuda-12", "plain": "none"},
+        "account": {"physics": "debian-12"},
+    }
+    job = slurm.read_prolog(environ(SLURM_JOB_PARTITION=partition, SLURM_JOB_ACCOUNT=account))[0]
+    assert default_container(Settings(defaults={"slurm": defaults}), job) == expected
+
+
+def test_unknown_scheduler() -> None:
+    with pytest.raises(SiteError, match="cannot find the scheduler nqs"):
+        load("nqs")
