@@ -103,7 +103,7 @@ class _Puller:
     @property
     def seconds(self) -> float:
         """What is left of the site's patience."""
-        return max(0.1, self.deadline - time.monotonic())
+        return max(0.0, self.deadline - time.monotonic())
 
     def lock(self, name: str) -> ContextManager[bool]:
         return locked(

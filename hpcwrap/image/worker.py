@@ -52,7 +52,7 @@ def work_as(
         _child(identity, directory, work, writer)
     os.close(writer)
     try:
-        return _result(_lines(reader, time.monotonic() + seconds, seconds), on_progress)
+        return _result(_lines(reader, time.monotonic() + seconds), on_progress)
     finally:
         os.close(reader)
         os.kill(child, signal.SIGKILL)
@@ -116,13 +116,13 @@ def _send(pipe: int, message: Dict[str, Any]) -> None:
         data = data[os.write(pipe, data) :]
 
 
-def _lines(reader: int, deadline: float, seconds: float) -> Iterator[bytes]:
+def _lines(reader: int, deadline: float) -> Iterator[bytes]:
     buffer = b""
     while True:
         left = deadline - time.monotonic()
         if left <= 0 or not select.select([reader], [], [], left)[0]:
             raise SiteError(
-                f"stopped pulling the image: it took more than {seconds:.0f} s",
+                "stopped pulling the image: it took longer than the site allows",
                 "see the setting pull_timeout",
             )
         data = os.read(reader, 1 << 16)

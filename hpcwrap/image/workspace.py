@@ -119,7 +119,7 @@ def _wait_for(
         waited = True
         if time.monotonic() > deadline:
             raise SiteError(
-                f"waited {seconds:.0f} s for another pull of the same image",
+                "waited longer than the site allows for another pull of the same image",
                 "see the setting pull_timeout",
             )
         time.sleep(POLL)

@@ -61,7 +61,8 @@ class Lines(Silence):
             return f"asking the registry for {progress.item}"
         if progress.stage == "download":
             total = format_size(sum(self.layers.values()))
-            return f"downloading {len(self.layers)} layers, {total}"
+            layers = "1 layer" if len(self.layers) == 1 else f"{len(self.layers)} layers"
+            return f"downloading {layers}, {total}"
         if progress.stage == "convert":
             return f"converting {format_size(progress.total)} to squashfs"
         return ""
