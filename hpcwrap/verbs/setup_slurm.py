@@ -13,13 +13,14 @@ from hpcwrap import config, paths, run
 from hpcwrap.errors import HpcwrapError, SiteError, UserError
 from hpcwrap.image.store import Store
 from hpcwrap.schedulers import slurm_accounts, slurm_files, slurm_table
-from hpcwrap.schedulers.slurm_files import MISSING, WELL, WRONG, Finding, Place
+from hpcwrap.schedulers.slurm_files import MISSING, NOTE, WELL, WRONG, Finding, Place
 
 NATIVE = {
     "hpcwrap-enter": paths.enter_program,
     "hpcwrap-host": paths.host_program,
     "spank_hpcwrap.so": paths.spank_plugin,
 }
+DIGEST_LINE = re.compile(r"^ *digest = .*\n", re.MULTILINE)
 BUILT_FOR = re.compile(rb"built for Slurm 0x([0-9a-f]{6})")
 
 
@@ -268,12 +269,20 @@ def check_controller(site: Site) -> List[Finding]:
     if not site.is_controller:
         return []
     text = slurm_files.read_text(site.place.path(slurm_files.JOB_SUBMIT))
-    fresh = slurm_files.read_text(site.place.table) == render_table(site)
-    detail = site.place.table if fresh else "is not as environments are: `setup slurm --table`"
-    return [
-        slurm_files.check_job_submit(text, site.place),
-        Finding("table", "environments", WELL if fresh else WRONG, detail),
-    ]
+    table = slurm_files.read_text(site.place.table)
+    return [slurm_files.check_job_submit(text, site.place), check_table(table, site)]
+
+
+def check_table(table: str, site: Site) -> Finding:
+    """Compare the table with the configuration; a digest that is not yet in it does no harm."""
+    fresh = render_table(site)
+    if table == fresh:
+        return Finding("table", "environments", WELL, site.place.table)
+    if DIGEST_LINE.sub("", table) == DIGEST_LINE.sub("", fresh):
+        detail = "images were pulled since: `setup slurm --table` has their digests recorded"
+        return Finding("table", "digests", NOTE, detail)
+    detail = "is not as the settings and environments are: `setup slurm --table`"
+    return Finding("table", "environments", WRONG, detail)
 
 
 def explain_restart(finding: Finding, site: Site) -> Finding:

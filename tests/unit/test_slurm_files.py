@@ -196,3 +196,19 @@ def test_settings_are_installed_once(tmp_path: pathlib.Path) -> None:
     file.write_text("store: /mine\n")
     assert "stays as it is" in setup_slurm.install_settings(str(file))
     assert file.read_text() == "store: /mine\n"
+
+
+def test_table_without_the_digests_of_new_images_is_no_fault(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "environments.d").mkdir()
+    file = tmp_path / "hpcwrap.yaml"
+    file.write_text(f"store: {tmp_path}/store\n")
+    (tmp_path / "environments.d" / "debian-12.yaml").write_text("image: debian:12\n")
+    site = setup_slurm.load_site(str(file))
+    table = setup_slurm.render_table(site)
+    assert setup_slurm.check_table(table, site).state == WELL
+    digest = '        ["debian-12"] = {\n            digest = "sha256:00",\n'
+    older = table.replace('        ["debian-12"] = {\n', digest)
+    assert older != table
+    assert setup_slurm.check_table(older, site).state == NOTE
+    assert setup_slurm.check_table(table.replace("debian-12", "debian-11"), site).state == WRONG
+    assert setup_slurm.check_table("", site).state == WRONG
