@@ -60,7 +60,7 @@ def cancel(jobs: Sequence[str]) -> None:
 
 def down() -> None:
     """Take our own cluster down, if there is one."""
-    if os.path.isdir(OWN_STATE):
+    if os.path.isdir(OWN_STATE) and not os.environ.get("HPCWRAP_CLUSTER"):
         _tool("cluster", "down", at=OWN_STATE)
         shutil.rmtree(OWN_STATE, ignore_errors=True)
 

@@ -5,6 +5,8 @@ Made once, on first use, and removed at the end; what a killed run left is remov
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import json
 import os
@@ -13,7 +15,7 @@ import socket
 import subprocess
 import time
 import traceback
-from typing import Any, Callable, Dict, List, NamedTuple, NoReturn
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, NoReturn
 
 from bench.processes import REPOSITORY, BenchError, progress, run
 from hpcwrap import enter, epilog, paths, prolog
@@ -89,6 +91,24 @@ def get_unpacked() -> str:
         with open(f"{root}/etc/{name}", "a", encoding="ascii"):
             pass
     return root
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Have BASE for ourselves; it is removed afterwards.  Raises BenchError."""
+    os.makedirs(BASE, exist_ok=True)
+    descriptor = os.open(BASE, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BenchError(f"another run of the benchmarks holds {BASE}") from None
+    try:
+        yield
+    finally:
+        remove()
+        os.close(descriptor)
+        with contextlib.suppress(OSError):
+            os.rmdir(BASE)
 
 
 def remove() -> None:

@@ -30,8 +30,9 @@ MODULES = 8
 def measure(rounds: Optional[int]) -> Result:
     """Time them from outside, then step by step from within, then import by import."""
     cluster.state()
-    outside = milliseconds(time_outside(rounds or ROUNDS))
-    rows = [row_of(outside, name) for name in outside]
+    outside = time_outside(rounds or ROUNDS)
+    rows = [row_of(milliseconds(outside), name) for name in outside]
+    rows.append(Row(f"{WHOLE}, processor", "ms", tuple(outside[WHOLE]["cpu"])))
     rows += time_inside(rounds or INNER_ROUNDS)
     rows += time_imports(rounds or INNER_ROUNDS)
     return Result(
@@ -56,7 +57,8 @@ def time_outside(rounds: int) -> Samples:
         Command(WHOLE_EPILOG, [EPILOG], environment),
         Command("prolog of a job without", [PROLOG], without),
         Command("its epilog, with nothing to do", [EPILOG], without),
-        Command("python3 -I -c pass", [PYTHON, "-I", "-c", "pass"], without),
+        Command("Python alone", [PYTHON, "-I", "-c", "pass"], without),
+        Command("Python and the imports", [PYTHON, "-I", "-c", "import hpcwrap.prolog"], without),
     ]
     return in_turn(commands, rounds, turn=False, through=cluster.on(NODE))
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
 import time
-from typing import Dict, List
+from typing import Dict, List, Optional
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
@@ -34,10 +35,20 @@ def main() -> int:
     options = make_parser().parse_args()
     if os.geteuid() != 0:
         sys.exit("bench/run.py: containers and a cluster are made: run this as root")
-    names = options.names or list(BENCHMARKS)
+    # So that a terminated run takes its cluster down too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        with place.held():
+            return measure_and_show(options)
+    except BenchError as error:
+        sys.exit(f"bench/run.py: {error}")
+
+
+def measure_and_show(options: argparse.Namespace) -> int:
+    """Measure what was asked for, print each result as it comes, write them all."""
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     results: Dict[str, Result] = {}
-    failed = measure_all(names, options.rounds, console, results)
+    failed = measure_all(options.names or list(BENCHMARKS), options.rounds, console, results)
     path = options.json or time.strftime(f"{REPOSITORY}/bench/results/%Y%m%d-%H%M%S.json")
     report.write(path, report.document(results))
     console.print(f"All samples are in {os.path.relpath(path)}")
@@ -63,7 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def measure_all(
-    names: List[str], rounds: int, console: Console, results: Dict[str, Result]
+    names: List[str], rounds: Optional[int], console: Console, results: Dict[str, Result]
 ) -> List[str]:
     """Run the benchmarks one after the other; names of those that could not be run."""
     failed = []
@@ -78,7 +89,6 @@ def measure_all(
                 failed.append(name)
     finally:
         cluster.down()
-        place.remove()
     return failed
 
 

@@ -3,7 +3,7 @@
 Also a program of its own, for the Python of an installation on a node: `python3 -I -c SOURCE`, with
 the environment that slurmd gives to a prolog; the epilog is left to the caller.
 
-The steps are timed from within, so their sum is the prolog's own time and a little more.
+The steps are timed from within: Python's start and end and the imports are not among them.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class Timed:
 
 
 def short(description: str) -> str:
-    """An operation without its options and long paths: `bind /home/alice`, `image`."""
+    """An operation without its options and without a path that fills the line."""
     words = description.split(" (", maxsplit=1)[0]
-    return words if len(words) <= WIDTH else words.split()[0]
+    return words if len(words) <= WIDTH else words[:WIDTH].rsplit(maxsplit=1)[0] + " …"
 
 
 class Recorder:
@@ -111,11 +111,9 @@ class Recorder:
 
 def main() -> None:
     """Run Slurm's prolog once and print what its steps took."""
-    begin = time.perf_counter()
     prolog = importlib.import_module("hpcwrap.prolog")
     adapter = importlib.import_module("hpcwrap.schedulers").load("slurm")
     recorder = Recorder()
-    recorder.spent["import hpcwrap.prolog"] = (time.perf_counter() - begin) * 1e3
     for module, name, step in STEPS:
         recorder.wrap(importlib.import_module(module), name, step)
     recorder.watch_operations(prolog)
