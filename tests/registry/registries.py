@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -107,7 +108,10 @@ class Layout:
         index = {"schemaVersion": 2, "manifests": [entry]}
         (self.root / "index.json").write_text(json.dumps(index))
         subprocess.run(
-            ["skopeo", "copy", *PUSH, f"oci:{self.root}", f"docker://{reference}"], check=True
+            ["skopeo", "copy", *PUSH, f"oci:{self.root}", f"docker://{reference}"],
+            # Else skopeo asks for passwords in /run/containers, which may be root's alone.
+            env={**os.environ, "XDG_RUNTIME_DIR": str(self.root)},
+            check=True,
         )
 
 
