@@ -132,11 +132,16 @@ class Screen(Silence):
 
     def _show(self, row: str, name: str, done: int, total: int, amount: str = "") -> None:
         amount = amount or f"{format_size(done)} of {format_size(total)}"
+        known = total or None
         if row not in self.rows:
-            known = total or None
             self.rows[row] = self.bars.add_task(name, total=known, amount=amount, rate="")
         self.bars.update(
-            self.rows[row], completed=done, amount=amount, rate=self._rate(row, done, total)
+            self.rows[row],
+            description=name,
+            total=known,
+            completed=done,
+            amount=amount,
+            rate=self._rate(row, done, total),
         )
 
     def _rate(self, row: str, done: int, total: int) -> str:

@@ -1,0 +1,101 @@
+"""Manifests and indexes, and what skopeo's words mean."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Dict, Type
+
+import pytest
+
+from hpcwrap.errors import HpcwrapError, SiteError, UserError
+from hpcwrap.image.manifest import (
+    MAX_MANIFEST,
+    choose_instance,
+    is_index,
+    parse_document,
+    parse_manifest,
+)
+from hpcwrap.image.reference import parse_reference
+from hpcwrap.image.transport import translate
+
+DIGEST = "sha256:" + "ab" * 32
+BLOB = {"digest": DIGEST, "size": 5, "mediaType": "text"}
+
+
+def instance(architecture: str, last: str, **more: str) -> Dict[str, Any]:
+    platform = {"os": "linux", "architecture": architecture, **more}
+    return {"digest": "sha256:" + last * 64, "size": 1, "platform": platform}
+
+
+def test_a_manifest_names_its_layers_in_order() -> None:
+    document = {"schemaVersion": 2, "config": BLOB, "layers": [BLOB, {**BLOB, "size": 6}]}
+    manifest = parse_manifest(parse_document(json.dumps(document).encode()))
+    assert [layer.size for layer in manifest.layers] == [5, 6]
+    assert not is_index(document)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"{", "no JSON"),
+        (b"[]", "another version"),
+        (b'{"schemaVersion": 1, "fsLayers": []}', "another version"),
+        (b" " * (MAX_MANIFEST + 1), "bytes, more than"),
+        (b'{"schemaVersion": 2}', "without layers"),
+        (b'{"schemaVersion": 2, "layers": []}', "its configuration is missing"),
+        (
+            json.dumps({"schemaVersion": 2, "config": BLOB, "layers": [{"size": 1}]}).encode(),
+            "layer 1 has no sha256 digest",
+        ),
+        (
+            json.dumps(
+                {"schemaVersion": 2, "config": {**BLOB, "digest": "sha256:../../etc"}, "layers": []}
+            ).encode(),
+            "no sha256 digest",
+        ),
+    ],
+)
+def test_manifests_that_make_no_sense(content: bytes, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        parse_manifest(parse_document(content))
+
+
+def test_the_instance_for_a_machine() -> None:
+    index = {
+        "manifests": [
+            {"digest": DIGEST, "platform": {"os": "windows", "architecture": "amd64"}},
+            instance("amd64", "1"),
+            instance("arm64", "2"),
+            instance("arm", "3", variant="v6"),
+            instance("arm", "4", variant="v7"),
+            "rubbish",
+        ]
+    }
+    assert is_index(index)
+    for machine, last in (("x86_64", "1"), ("aarch64", "2"), ("armv7l", "4")):
+        assert choose_instance(index, machine) == "sha256:" + last * 64
+    with pytest.raises(UserError, match="not for this machine") as caught:
+        choose_instance(index, "s390x")
+    assert "linux/arm64" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "meaning"),
+    [
+        ("reading manifest 1 in h/a: manifest unknown: manifest unknown", UserError, "not have it"),
+        ("reading manifest 1 in h/a: unauthorized: authentication required", UserError, "password"),
+        ("requested access to the resource is denied", UserError, "password"),
+        ("pinging container registry h: dial tcp: lookup h: no such host", SiteError, "reached"),
+        ("writing blob: write /x: no space left on device", SiteError, "the store is full"),
+        ("tls: failed to verify certificate: x509: unknown authority", SiteError, "certificate"),
+        ("http: server gave HTTP response to HTTPS client", SiteError, "no TLS"),
+        ("Source image rejected: Running image is rejected by policy.", SiteError, "policy.json"),
+        ("something quite new", SiteError, "something quite new"),
+    ],
+)
+def test_what_skopeo_says(text: str, kind: Type[HpcwrapError], meaning: str) -> None:
+    stderr = f'time="2026-01-01T00:00:00Z" level=fatal msg="{text}"\n'
+    error = translate(parse_reference("h.org/a:1"), stderr)
+    assert type(error) is kind
+    assert error.message.startswith("cannot pull the image h.org/a:1: ")
+    assert meaning in error.message
