@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Callable, Iterator, Optional
 
 from hpcwrap import run
@@ -92,20 +92,30 @@ def remove_leftovers(store: Store) -> None:
     documents under their first name.
     """
     for item in os.scandir(store.tmp_directory):
-        if not item.is_dir(follow_symlinks=False):
-            continue
-        descriptor = os.open(item.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(item.path, ignore_errors=True)
-        except BlockingIOError:
-            continue
-        finally:
-            os.close(descriptor)
+        # Owners remove and rename what is theirs without asking: it may be gone by now.
+        with suppress(FileNotFoundError, NotADirectoryError):
+            _remove_unlocked(item.path)
     for directory in (store.images_directory, store.refs_directory):
         for item in os.scandir(directory):
-            if item.name.startswith(".") and time.time() - item.stat().st_mtime > LEFTOVER_AGE:
-                os.unlink(item.path)
+            if item.name.startswith("."):
+                with suppress(FileNotFoundError):
+                    _remove_old(item.path)
+
+
+def _remove_unlocked(directory: str) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(directory, ignore_errors=True)
+    except BlockingIOError:
+        return  # a pull works there
+    finally:
+        os.close(descriptor)
+
+
+def _remove_old(document: str) -> None:
+    if time.time() - os.stat(document).st_mtime > LEFTOVER_AGE:
+        os.unlink(document)
 
 
 def _wait_for(
