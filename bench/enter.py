@@ -28,7 +28,7 @@ def measure(rounds: Optional[int]) -> Result:
     samples = place.apart(lambda: time_all(rounds or ROUNDS))
     wall, cpu = milliseconds(samples), milliseconds(samples, "cpu")
     rows = [row_of(wall, name) for name in wall]
-    more = rows[1].median - rows[0].median
+    more = rows[1].more_than(rows[0])
     return Result(
         "starting /bin/true as an ordinary user, in a container that is there",
         [*rows, *(Row(f"{name}, processor", "ms", tuple(cpu[name])) for name in cpu)],

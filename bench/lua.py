@@ -43,7 +43,7 @@ def measure(rounds: Optional[int]) -> Result:
         )
         rows += [few, many]
         baselines.update({row.what: few.what for row in (few, many)})
-        goals.append(Goal(f"{case}, {MANY} ÷ {FEW}", many.median / few.median, MORE))
+        goals.append(Goal(f"{case}, {MANY} ÷ {FEW}", many.over(few), MORE))
     return Result(
         "one submission in job_submit.lua by what it asks for and the number of environments",
         rows,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from statistics import quantiles
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from statistics import median, quantiles
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 
 class Row(NamedTuple):
@@ -23,6 +23,22 @@ class Row(NamedTuple):
         if len(self.samples) == 1:
             return self.samples[0]
         return quantiles(self.samples, n=100, method="inclusive")[percent - 1]
+
+    def over(self, base: Row) -> float:
+        """This ÷ base: the median of the rounds' ratios, since a round has one sample of each.
+
+        What disturbs the machine for longer than a round disturbs both, and not their ratio.
+        """
+        return median(mine / its for mine, its in self._pairs(base))
+
+    def more_than(self, base: Row) -> float:
+        """This minus base, likewise."""
+        return median(mine - its for mine, its in self._pairs(base))
+
+    def _pairs(self, base: Row) -> Iterable[Tuple[float, float]]:
+        if len(self.samples) != len(base.samples):
+            raise ValueError(f"{self.what} and {base.what} are not of the same rounds")
+        return zip(self.samples, base.samples)
 
     def document(self) -> Dict[str, Any]:
         """The row as JSON has it."""
@@ -58,7 +74,7 @@ class Goal(NamedTuple):
 class Result(NamedTuple):
     """What one benchmark came to.
 
-    Every row's ratio is to the median of the row named in `baselines`, else of the first one.
+    Every row's ratio is to the row named in `baselines`, else of the first one.
     """
 
     title: str
@@ -68,19 +84,22 @@ class Result(NamedTuple):
     baselines: Optional[Dict[str, str]] = None
 
     def ratio(self, row: Row) -> Optional[float]:
-        """Median ÷ median of the baseline; None for a baseline, and across units."""
+        """To the baseline; None for a baseline, across units, and of other rounds."""
         name = (self.baselines or {}).get(row.what, self.rows[0].what)
         base = next(other for other in self.rows if other.what == name)
-        if base.what == row.what or base.unit != row.unit:
-            return None
-        return row.median / base.median
+        comparable = base.unit == row.unit and len(base.samples) == len(row.samples)
+        return row.over(base) if comparable and base.what != row.what else None
 
     def document(self) -> Dict[str, Any]:
         """The result as JSON has it."""
+        rows = []
+        for row in self.rows:
+            ratio = self.ratio(row)
+            rows.append({**row.document(), "ratio": None if ratio is None else round(ratio, 4)})
         return {
             "title": self.title,
             "notes": list(self.notes),
-            "rows": [{**row.document(), "ratio": self.ratio(row)} for row in self.rows],
+            "rows": rows,
             "goals": [goal.document() for goal in self.goals],
         }
 

@@ -41,13 +41,13 @@ def measure(rounds: Optional[int]) -> Result:
         (
             Goal(
                 "bandwidth, inside ÷ without",
-                bandwidth[1].median / bandwidth[0].median,
+                bandwidth[1].over(bandwidth[0]),
                 LEAST,
                 at_least=True,
             ),
             Goal(
                 "speed at 8 B, inside ÷ without",
-                latency[0].median / latency[1].median,
+                latency[0].over(latency[1]),
                 LEAST,
                 at_least=True,
             ),

@@ -78,8 +78,8 @@ def describe(
         rows,
         (
             Goal(OURS, ours.median, GOAL_S, "s"),
-            Goal(f"{OURS} ÷ bound", ours.median / bound.median, GOAL_BOUND),
-            Goal("the same, of processor time", ours_cpu.median / bound_cpu.median, GOAL_BOUND),
+            Goal(f"{OURS} ÷ bound", ours.over(bound), GOAL_BOUND),
+            Goal("the same, of processor time", ours_cpu.over(bound_cpu), GOAL_BOUND),
         ),
         (
             f"{len(layers)} layers, {compressed / 1e6:.0f} MB; the store is empty each time",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import time
 from typing import Any, Dict, Mapping
@@ -79,7 +80,7 @@ def machine() -> Dict[str, Any]:
         "processors": len(os.sched_getaffinity(0)),
         "processor": _after("/proc/cpuinfo", "model name"),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "kernel": platform.release(),
+        "kernel": ".".join(platform.release().split(".")[:2]),
         "system": platform.freedesktop_os_release()["PRETTY_NAME"],
         "python": platform.python_version(),
         "load": [round(value, 2) for value in os.getloadavg()],
@@ -94,11 +95,15 @@ def commit() -> str:
 
 
 def write(path: str, text: Mapping[str, Any]) -> None:
-    """Write the document; its directory is made if need be."""
+    """Write the document, a list of numbers a line; its directory is made if need be."""
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    lines = re.sub(
+        r"\[\s+([-\d.,\s]+)\]",
+        lambda numbers: f"[{' '.join(numbers.group(1).split())}]",
+        json.dumps(text, indent=1, ensure_ascii=False),
+    )
     with open(path, "w", encoding="utf-8") as file:
-        json.dump(text, file, indent=1)
-        file.write("\n")
+        file.write(lines + "\n")
 
 
 def _after(path: str, key: str) -> str:

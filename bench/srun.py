@@ -34,7 +34,7 @@ def measure(rounds: Optional[int]) -> Result:
         rows += [without, inside]
         baselines.update({row.what: without.what for row in (without, inside)})
         if what != job_name():
-            goals.append(Goal(f"{what}, inside ÷ without", inside.median / without.median, LIMIT))
+            goals.append(Goal(f"{what}, inside ÷ without", inside.over(without), LIMIT))
     return Result(
         "srun /bin/true on one node, from its start to its end",
         rows,
