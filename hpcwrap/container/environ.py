@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Iterable, List, Sequence
 
-from hpcwrap.container.operations import COMMANDS_DIRECTORY, Commands
+from hpcwrap.container.operations import Commands
 from hpcwrap.container.plan import Plan
 from hpcwrap.environment import Environment
 from hpcwrap.errors import UserError
@@ -37,8 +37,7 @@ def make_entry(
     if environment.workdir:
         words += ["workdir", environment.workdir]
     words += image_instructions(image_variables)
-    if any(isinstance(operation, Commands) for operation in plan.operations):
-        words += ["prepend", "PATH", COMMANDS_DIRECTORY]
+    words += command_instructions(plan)
     words += environment_instructions(environment)
     return encode([*words, "end"])
 
@@ -54,6 +53,14 @@ def image_instructions(variables: Iterable[str]) -> List[str]:
         elif name:
             words += ["default", name, value]
     return [*words, "path", path]
+
+
+def command_instructions(plan: Plan) -> List[str]:
+    """The host's commands are found even where they lie in a directory of their own."""
+    found = [each.directory for each in plan.operations if isinstance(each, Commands)]
+    return [
+        word for each in found if each not in PATH.split(":") for word in ("append", "PATH", each)
+    ]
 
 
 def environment_instructions(environment: Environment) -> List[str]:

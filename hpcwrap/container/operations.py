@@ -23,7 +23,7 @@ ATTRIBUTES = {
 }
 
 HOST_ROOT = "/.host"
-COMMANDS_DIRECTORY = "/.hpcwrap/bin"
+COMMANDS_LINK = "/.hpcwrap/commands"
 
 
 class Workshop:
@@ -213,7 +213,11 @@ class Accounts(NamedTuple):
 
 
 class Commands(NamedTuple):
-    """The host's commands inside: links to hpcwrap-host, which finds the host's root at /.host."""
+    """The host's commands at their own paths inside, in place of what the image has there.
+
+    They are links to hpcwrap-host, which finds the host's root at /.host, and the commands'
+    directory there by a link.
+    """
 
     directory: str
     names: Tuple[str, ...]
@@ -224,11 +228,10 @@ class Commands(NamedTuple):
 
     def execute(self, workshop: Workshop) -> None:
         os.close(rootfs.ensure_directory(workshop.root, HOST_ROOT))
-        own = rootfs.ensure_directory(workshop.root, COMMANDS_DIRECTORY)
+        rootfs.make_link(workshop.root, COMMANDS_LINK, self.directory)
         for name in self.names:
-            os.symlink(HOST_ROOT + self.program, name, dir_fd=own)
-        os.symlink(self.directory, "../commands", dir_fd=own)
-        os.close(own)
+            path = os.path.join(self.directory, name)
+            rootfs.make_link(workshop.root, path, HOST_ROOT + self.program)
 
 
 class ReadOnlyRoot(NamedTuple):

@@ -73,6 +73,17 @@ def write_file(root: int, path: str, content: bytes, mode: int = 0o644) -> None:
         os.close(above)
 
 
+def make_link(root: int, path: str, text: str) -> None:
+    """Put a symbolic link in place of whatever the image has there."""
+    parent, name = os.path.split(path)
+    above = ensure_directory(root, parent)
+    try:
+        _remove(above, name)
+        os.symlink(text, name, dir_fd=above)
+    finally:
+        os.close(above)
+
+
 def read_file(root: int, path: str, limit: int = 1 << 20) -> bytes:
     """Read a regular file of the image, at most `limit` bytes; nothing there reads as empty."""
     try:
@@ -123,6 +134,14 @@ def _make_directory(above: int, name: str) -> None:
 
 
 def _replace_file(above: int, name: str, content: bytes, mode: int) -> None:
+    _remove(above, name)
+    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode, dir_fd=above)
+    with open(fd, "wb") as file:
+        file.write(content)
+        os.fchmod(fd, mode)
+
+
+def _remove(above: int, name: str) -> None:
     try:
         os.unlink(name, dir_fd=above)
     except FileNotFoundError:
@@ -131,7 +150,3 @@ def _replace_file(above: int, name: str, content: bytes, mode: int) -> None:
         if error.errno != errno.EISDIR:
             raise
         raise UserError(f"cannot write {name}: it is a directory in the image") from None
-    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode, dir_fd=above)
-    with open(fd, "wb") as file:
-        file.write(content)
-        os.fchmod(fd, mode)

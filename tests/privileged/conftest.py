@@ -74,7 +74,7 @@ def squashfs(image_root: Path) -> Path:
 def make_container(squashfs: Path, tmp_path: Path) -> Iterator[Make]:
     """Build containers; all are released afterwards, as the epilog would."""
     tmp_path.chmod(0o755)
-    for parent in list(tmp_path.parents)[:3]:
+    for parent in list(tmp_path.parents)[:2]:
         parent.chmod(0o755)
     jobs = str(tmp_path / "run" / "jobs")
     namespaces.ensure_jobs_directory(jobs)
