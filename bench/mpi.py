@@ -16,7 +16,7 @@ from bench.model import Goal, Result, Row
 from bench.place import IMAGE
 from bench.processes import REPOSITORY, BenchError, progress, run
 
-ROUNDS = 10
+ROUNDS = 24
 LEAST = 0.97
 SMALL, LARGE = 8, 1 << 20
 WITHOUT, INSIDE = "without", "in a container"

@@ -78,8 +78,9 @@ def describe(
         rows,
         (
             Goal(OURS, ours.median, GOAL_S, "s"),
-            Goal(f"{OURS} ÷ bound", ours.over(bound), GOAL_BOUND),
-            Goal("the same, of processor time", ours_cpu.over(bound_cpu), GOAL_BOUND),
+            Goal(f"{OURS} ÷ {IN_A_ROW}", ours.over(samples[IN_A_ROW]), GOAL_BOUND),
+            Goal(f"{OURS} ÷ both at once", ours.over(bound), GOAL_BOUND),
+            Goal("the latter, of processor time", ours_cpu.over(bound_cpu), GOAL_BOUND),
         ),
         (
             f"{len(layers)} layers, {compressed / 1e6:.0f} MB; the store is empty each time",
@@ -119,10 +120,7 @@ class Puller:
         self.config_file = place.write_settings(here.directory, here.reference, "cold")
         self.hpcwrap = [sys.executable, "-m", "hpcwrap", "--config", self.config_file, "pull"]
         self.hpcwrap += ["--json", place.IMAGE]
-        # In a mount namespace of its own: podman leaves its storage mounted on itself.
-        self.podman_command = ["unshare", "--mount", "podman", "--storage-driver", "overlay"]
-        self.podman_command += ["--root", here.path("podman"), "--runroot", here.path("podman-run")]
-        self.podman_command += ["pull", "--quiet", "--tls-verify=false", here.reference]
+        self.podman_stores = 0
 
     def pull(self) -> None:
         """Run `hpcwrap pull`, and keep what its stages took."""
@@ -132,7 +130,20 @@ class Puller:
 
     def podman(self) -> None:
         """Run `podman pull`."""
-        run(self.podman_command)
+        run(self.podman_command())
+
+    def podman_command(self) -> List[str]:
+        """`podman pull` into a store of its own, not where another was just removed.
+
+        ext4 steps over the inodes of files that were removed in the last half minute, one by one:
+        to remove 16 000 files and to make as many again would cost podman seconds.
+        """
+        self.podman_stores += 1
+        store = self.here.path(f"podman-{self.podman_stores}")
+        # In a mount namespace of its own: podman leaves its storage mounted on itself.
+        argv = ["unshare", "--mount", "podman", "--storage-driver", "overlay"]
+        argv += ["--root", f"{store}/root", "--runroot", f"{store}/run"]
+        return [*argv, "pull", "--quiet", "--tls-verify=false", self.here.reference]
 
     def pull_memory(self) -> float:
         """Peak of `hpcwrap pull` in MB."""
@@ -141,12 +152,11 @@ class Puller:
 
     def podman_memory(self) -> float:
         """Peak of `podman pull` in MB."""
-        return peak_memory(self.podman_command)
+        return peak_memory(self.podman_command())
 
     def clear(self) -> None:
-        """Remove what the pulls left."""
-        for name in ("cold", "podman", "podman-run"):
-            shutil.rmtree(self.here.path(name), ignore_errors=True)
+        """Empty our store."""
+        shutil.rmtree(self.here.path("cold"), ignore_errors=True)
 
     def layers(self) -> List[str]:
         """The layers' files, lowest first."""

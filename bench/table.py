@@ -1,4 +1,7 @@
-"""The tables of docs/performance.md, from a run's JSON: bench/table.py bench/reference.json."""
+"""Puts the tables of a run into docs/performance.md, between its two marks.
+
+.venv/bin/python -m bench.table [bench/reference.json [docs/performance.md]]
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,35 @@ import json
 import sys
 from typing import Any, Dict, Iterable, List
 
+from bench.report import number
+
+DEFAULTS = ("bench/reference.json", "docs/performance.md")
+BEGIN, END = "<!-- bench/table.py: begin -->", "<!-- bench/table.py: end -->"
+SHOWN = ("enter", "srun", "mpi", "prolog", "pull")
 # Rows that explain others; the text of the page sums them up.
 DETAILS = ("within: ", "import ", "of ", "build: ", "look ", "plan", "settings, ", "write ")
 
 
 def main() -> None:
-    """Print Markdown."""
-    with open(sys.argv[1], encoding="utf-8") as file:
+    """Read the run, replace what is between the marks."""
+    source, target = [*sys.argv[1:], *DEFAULTS[len(sys.argv) - 1 :]]
+    with open(source, encoding="utf-8") as file:
         run = json.load(file)
-    print(machine(run) + "\n")
-    print("\n".join(table(("goal", "measured", "limit", ""), goals(run))))
-    for name, result in run["results"].items():
-        head = (f"{name}: {result['title']}", "median", "10 %", "90 %", "ratio")
-        print("\n" + "\n".join(table(head, rows(result))))
+    with open(target, encoding="utf-8") as file:
+        before, _, rest = file.read().partition(BEGIN)
+    after = rest.partition(END)[2]
+    with open(target, "w", encoding="utf-8") as file:
+        file.write(f"{before}{BEGIN}\n{tables(run)}\n{END}{after}")
+
+
+def tables(run: Dict[str, Any]) -> str:
+    """The goals, then what was compared with what."""
+    parts = [[machine(run)], table(("goal", "measured", "limit", ""), goals(run))]
+    for name in SHOWN:
+        result = run["results"][name]
+        head = (f"**{name}**: {result['title']}", "median", "10 %", "90 %", "ratio")
+        parts.append(table(head, rows(result)))
+    return "\n\n".join("\n".join(part) for part in parts)
 
 
 def machine(run: Dict[str, Any]) -> str:
@@ -26,8 +45,8 @@ def machine(run: Dict[str, Any]) -> str:
     found = run["machine"]
     return (
         f"{found['processors']} processors {found['processor']}, {found['memory_gib']} GiB, "
-        f"{found['system']}, Linux {found['kernel']}, Python {found['python']}; {run['time'][:10]}, "
-        f"commit {run['commit']}, load {found['load'][0]} at the end"
+        f"{found['system']}, Linux {found['kernel']}, Python {found['python']}; "
+        f"{run['time'][:10]}, commit {run['commit']}, load {found['load'][0]} at the end"
     )
 
 
@@ -39,7 +58,7 @@ def goals(run: Dict[str, Any]) -> Iterable[List[str]]:
             met = "met" if goal["met"] else "**missed**"
             yield [
                 f"{name}: {goal['what']}",
-                f"{goal['value']:.3g}{unit}",
+                f"{number(goal['value'])}{unit}",
                 f"{sign} {goal['limit']:g}{unit}",
                 met,
             ]
@@ -51,11 +70,11 @@ def rows(result: Dict[str, Any]) -> Iterable[List[str]]:
         if row["what"].startswith(DETAILS):
             continue
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
-        numbers = [f"{row[key]:.3g}" for key in ("p10", "p90")]
-        yield [row["what"], f"{row['median']:.3g} {row['unit']}", *numbers, ratio]
+        numbers = [number(row[key]) for key in ("p10", "p90")]
+        yield [row["what"], f"{number(row['median'])} {row['unit']}", *numbers, ratio]
 
 
-def table(head: Iterable[str], body: Iterable[List[str]]) -> Iterable[str]:
+def table(head: Iterable[str], body: Iterable[List[str]]) -> List[str]:
     """Lines of a Markdown table."""
     lines = [list(head), *body]
     lines.insert(1, ["---", *("--:" for _ in lines[0][1:])])
