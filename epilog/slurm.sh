@@ -2,7 +2,13 @@
 # Epilog= of slurm.conf: drops the job's container on this node (root).
 set -u
 
-[ -e "/run/hpcwrap/jobs/$SLURM_JOB_ID" ] || exit 0
+job=/run/hpcwrap/jobs/$SLURM_JOB_ID
+[ -e "$job" ] || exit 0
 
 prefix=${0%/share/hpcwrap/*}
-exec "$prefix/bin/python3" -I -c 'from hpcwrap.epilog import main; main("slurm")'
+"$prefix/bin/python3" -I -c 'from hpcwrap.epilog import main; main("slurm")' && exit 0
+
+# Not even Python ran.  Slurm drains the node when an epilog fails, and there is no need: what is to
+# be done can be done without.
+/usr/bin/umount --lazy "$job/ns/mnt" "$job/ns/user" 2>/dev/null
+exec /usr/bin/rm -r --one-file-system "$job"

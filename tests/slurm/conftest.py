@@ -19,6 +19,8 @@ def site() -> Iterator[Site]:
         for image in ("debian-12", "busybox-1"):
             site.need("image", "build", image)
             site.need("image", "push", image)
+    else:
+        site.tool("cluster", "exec", "ctl", "scancel", "--user=alice")
     site.need("site")
     yield site
     if not os.environ.get("HPCWRAP_TEST_KEEP"):

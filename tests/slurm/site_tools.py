@@ -1,6 +1,7 @@
 """The cluster of tools/cluster as the tests use it."""
 
 import os
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -25,6 +26,7 @@ class Site:
 
     def __init__(self, state: str) -> None:
         self.state = state
+        self.polling = False
 
     def tool(self, name: str, *words: str, stdin: str = "", timeout: float = 300) -> Ran:
         """Run one of the tools on this cluster."""
@@ -36,7 +38,8 @@ class Site:
             timeout=timeout,
             env={**os.environ, "HPCWRAP_CLUSTER": self.state},
         )
-        print(f"$ {name} {' '.join(words)}\n{done.stdout}{done.stderr}[{done.returncode}]")
+        if not self.polling:
+            print(f"$ {name} {' '.join(words)}\n{done.stdout}{done.stderr}[{done.returncode}]")
         return Ran(done.returncode, done.stdout, done.stderr)
 
     def need(self, name: str, *words: str, stdin: str = "", timeout: float = 900) -> str:
@@ -58,15 +61,40 @@ class Site:
         return self.tool("cluster", "exec", node, *words, stdin=stdin)
 
     def batch(self, script: str, *options: str) -> "Job":
-        """Submit a script as alice and wait for its end."""
+        """Submit a script as alice and wait for its end (quicker than sbatch --wait)."""
         output = f"out-{time.monotonic_ns()}"
-        ran = self.alice(
-            "sbatch", "--parsable", "--wait", f"--output={output}", *options, stdin=script
-        )
+        ran = self.submit(script, f"--output={output}", *options)
         job_id = ran.stdout.strip()
         if not job_id:
             return Job("", ran.code, "", ran.stderr)
-        return Job(job_id, ran.code, self.alice("cat", output).stdout, ran.stderr)
+        assert self.eventually(lambda: self.has_ended(job_id), 120), self.job(job_id)
+        code = re.search(r" ExitCode=(\d+):", self.job(job_id))
+        assert code
+        return Job(job_id, int(code.group(1)), self.alice("cat", output).stdout, ran.stderr)
+
+    def submit(self, script: str, *options: str) -> Ran:
+        """Submit a script as alice; stdout is the job's id."""
+        return self.alice("sbatch", "--parsable", *options, stdin=script)
+
+    def has_ended(self, job_id: str) -> bool:
+        """True when the job, or each of an array, is in none of the states before its end."""
+        states = re.findall(r"JobState=(\w+)", self.job(job_id))
+        return bool(states) and {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING"}.isdisjoint(
+            states
+        )
+
+    def eventually(self, condition: Callable[[], bool], limit: float = 20.0) -> bool:
+        """Wait for what a daemon does a moment later, without telling of each look."""
+        until = time.monotonic() + limit
+        self.polling = True
+        try:
+            while not condition():
+                if time.monotonic() > until:
+                    return False
+                time.sleep(0.1)
+        finally:
+            self.polling = False
+        return True
 
     def job(self, job_id: str) -> str:
         """Slurm's view of a job."""
@@ -88,19 +116,9 @@ class Site:
 
 
 class Job(NamedTuple):
-    """A batch job that has ended: exit code of sbatch --wait is the job's."""
+    """A batch job that has ended; without an id, one that was refused."""
 
     id: str
     code: int
     output: str
     stderr: str
-
-
-def eventually(condition: Callable[[], bool], limit: float = 20.0) -> bool:
-    """Wait for what a daemon does a moment later."""
-    until = time.monotonic() + limit
-    while not condition():
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.2)
-    return True

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Iterator
 
 import pytest
-from site_tools import NODES, SETTINGS, Job, Site, eventually
+from site_tools import NODES, SETTINGS, Job, Site
 
 pytestmark = pytest.mark.slurm
 
@@ -19,7 +19,7 @@ def nothing_ran(site: Site) -> Iterator[None]:
     site.alice("rm", "-f", OUTSIDE)
     yield
     assert site.alice("ls", OUTSIDE).code != 0, "the job ran although its container was not there"
-    assert eventually(lambda: site.node_states() == {"idle"}), site.node_states()
+    assert site.eventually(lambda: site.node_states() == {"idle"}), site.node_states()
 
 
 def sentence(job: Job) -> str:
@@ -82,48 +82,40 @@ def test_a_prolog_whose_program_is_broken(site: Site) -> None:
     site.root("n1", "/opt/hpcwrap/share/hpcwrap/epilog/slurm.sh")
 
 
+@contextmanager
+def between_steps(site: Site, step: str) -> Iterator[str]:
+    """A job that waits on n1 while its record is broken, and then starts a step; yields its id."""
+    site.alice("rm", "-f", "ready", "step.out")
+    script = (
+        "#!/bin/bash\ntouch ready; while [ -e ready ]; do sleep 0.1; done\n"
+        f"srun {step} touch {OUTSIDE}\n"
+    )
+    ran = site.submit(script, "--container=debian-12", "--output=step.out", "-wn1")
+    job = ran.stdout.strip()
+    assert site.eventually(lambda: site.alice("ls", "ready").code == 0)
+    yield job
+    site.alice("rm", "ready")
+    assert site.eventually(lambda: "JobState=FAILED" in site.job(job))
+
+
 @pytest.mark.parametrize("content", ["", "hpcwrap-entry-1", "nonsense"])
 def test_a_broken_record(site: Site, content: str) -> None:
-    """Broken behind the prolog's back, between two steps of one job."""
-    script = (
-        f"#!/bin/bash\ntouch ready; while [ -e ready ]; do sleep 0.1; done\nsrun touch {OUTSIDE}\n"
-    )
-    ran = site.alice(
-        "sbatch", "--parsable", "--container=debian-12", "--output=broken.out", "-wn1", stdin=script
-    )
-    job = ran.stdout.strip()
-    assert eventually(lambda: site.alice("ls", "ready").code == 0)
-    site.need("cluster", "exec", "n1", "tee", f"/run/hpcwrap/jobs/{job}/entry", stdin=content)
-    site.alice("rm", "ready")
-    assert eventually(lambda: "JobState=FAILED" in site.job(job))
-    assert "hpcwrap: cannot read the record" in site.alice("cat", "broken.out").stdout
+    with between_steps(site, "") as job:
+        entry = f"/run/hpcwrap/jobs/{job}/entry"
+        site.need("cluster", "exec", "n1", "tee", entry, stdin=content)
+    assert "hpcwrap: cannot read the record" in site.alice("cat", "step.out").stdout
 
 
 def test_a_record_that_is_not_there(site: Site) -> None:
     """As if the prolog had not run on this node."""
-    script = (
-        f"#!/bin/bash\ntouch ready; while [ -e ready ]; do sleep 0.1; done\n"
-        f"srun --container=debian-12 touch {OUTSIDE}\n"
-    )
-    ran = site.alice(
-        "sbatch",
-        "--parsable",
-        "--container=debian-12",
-        "--output=norecord.out",
-        "-wn1",
-        stdin=script,
-    )
-    job = ran.stdout.strip()
-    assert eventually(lambda: site.alice("ls", "ready").code == 0)
-    site.need("cluster", "exec", "n1", "mv", f"/run/hpcwrap/jobs/{job}", "/run/hpcwrap/away")
-    site.alice("rm", "ready")
-    assert eventually(lambda: "JobState=FAILED" in site.job(job))
-    assert "no record" in site.alice("cat", "norecord.out").stdout
-    site.need("cluster", "exec", "n1", "mv", "/run/hpcwrap/away", f"/run/hpcwrap/jobs/{job}")
-    site.need(
-        *("cluster", "exec", "n1", "env", f"SLURM_JOB_ID={job}"),
-        "/opt/hpcwrap/share/hpcwrap/epilog/slurm.sh",
-    )
+    with between_steps(site, "--container=debian-12") as job:
+        record, away = f"/run/hpcwrap/jobs/{job}", "/run/hpcwrap/jobs/away"
+        site.need("cluster", "exec", "n1", "mv", record, away)
+    assert "no record" in site.alice("cat", "step.out").stdout
+    site.need("cluster", "exec", "n1", "mv", away, record)
+    epilog = "/opt/hpcwrap/share/hpcwrap/epilog/slurm.sh"
+    site.need("cluster", "exec", "n1", "env", f"SLURM_JOB_ID={job}", epilog)
+    assert site.root("n1", "ls", "/run/hpcwrap/jobs").stdout == ""
 
 
 def test_settings_that_cannot_be_read_fail_every_job(site: Site) -> None:

@@ -4,7 +4,7 @@ import re
 import time
 
 import pytest
-from site_tools import NODES, Site, eventually
+from site_tools import NODES, Site
 
 pytestmark = pytest.mark.slurm
 
@@ -203,29 +203,31 @@ def test_a_requeued_job_finds_its_container_again(site: Site) -> None:
         '[ "${SLURM_RESTART_COUNT:-0}" -ge 1 ] || sleep 100\n',
     )
     job = ran.stdout.strip()
-    assert eventually(lambda: "run" in site.alice("cat", "requeued").stdout)
+    assert site.eventually(lambda: "run" in site.alice("cat", "requeued").stdout)
     assert site.root("ctl", "scontrol", "requeue", job).code == 0
-    assert eventually(lambda: "JobState=PENDING" in site.job(job))
+    assert site.eventually(lambda: "JobState=PENDING" in site.job(job))
     # It would wait for two minutes.  Started in the same second, its credential would be one of
     # those that the requeue has revoked.
     time.sleep(2)
     site.root("ctl", "scontrol", "update", f"JobId={job}", "StartTime=now")
-    assert eventually(lambda: f"run 1 {INSIDE}" in site.alice("cat", "requeued").stdout)
+    assert site.eventually(lambda: f"run 1 {INSIDE}" in site.alice("cat", "requeued").stdout)
 
 
 def test_after_the_jobs_the_nodes_are_as_before(site: Site) -> None:
     site.batch(TINY + "true\n", "--container=busybox-1", "-N2")
     for node in NODES:
-        assert eventually(lambda node=node: site.root(node, "ls", "/run/hpcwrap/jobs").stdout == "")
+        assert site.eventually(
+            lambda node=node: site.root(node, "ls", "/run/hpcwrap/jobs").stdout == ""
+        )
         mounts = site.root(node, "cat", "/proc/self/mountinfo").stdout
         assert not [line for line in mounts.splitlines() if "nsfs" in line or "squashfs" in line]
-    assert eventually(lambda: ".sqsh" not in site.root("n1", "losetup", "-a").stdout)
+    assert site.eventually(lambda: ".sqsh" not in site.root("n1", "losetup", "-a").stdout)
     assert site.node_states() == {"idle"}
 
 
 def test_times_are_kept_for_people(site: Site) -> None:
     job = site.batch("#!/bin/sh\nsrun -n2 true\n", "--container=debian-12", "-n2")
-    assert eventually(lambda: site.root("ctl", "hpcwrap", "timing", job.id).code == 0)
+    assert site.eventually(lambda: site.root("ctl", "hpcwrap", "timing", job.id).code == 0)
     text = site.root("ctl", "hpcwrap", "timing", job.id).stdout
     for word in ("prolog", "join, rank 0", "join, rank 1", "epilog"):
         assert word in text
