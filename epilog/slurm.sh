@@ -6,7 +6,7 @@ job=/run/hpcwrap/jobs/$SLURM_JOB_ID
 [ -e "$job" ] || exit 0
 
 prefix=${0%/share/hpcwrap/*}
-"$prefix/bin/python3" -I -c 'from hpcwrap.epilog import main; main("slurm")' && exit 0
+"$prefix/bin/python3" -I -c 'from hpcwrap.hook import main; main("epilog", "slurm")' && exit 0
 
 # Not even Python ran.  Slurm drains the node when an epilog fails, and there is no need: what is to
 # be done can be done without.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from typing import Any, Dict, Optional
 
@@ -34,16 +33,17 @@ def epilog(job_id: str) -> Optional[Dict[str, Any]]:
     return summary
 
 
-def main(scheduler: str) -> None:
+def main(scheduler: str) -> int:
     """Run as the scheduler's epilog; a log that cannot be written is no error."""
     try:
         job_id = schedulers.load(scheduler).read_job_id(os.environ)
         summary = epilog(job_id)
     except HpcwrapError as error:
         log.say(error.sentence())
-        sys.exit(1)
+        return error.exit_code
     if summary is not None:
         keep(summary)
+    return 0
 
 
 def summarise(place: paths.JobPaths) -> Optional[Dict[str, Any]]:

@@ -35,13 +35,13 @@ def prolog(
     Raises HpcwrapError.  May run again for the same job (requeue, killed half-way): what an
     earlier run left is dropped first.
     """
-    watch = Stopwatch()
     place = paths.JobPaths(job.id)
     drop_leftovers(place)
     choice = submit.choose(job, request, config_file)
     if choice is None:
         return None
     image, times = ensure_image(choice)
+    watch = Stopwatch()
     plan = make_plan(
         image.squashfs,
         choice.environment,
@@ -58,14 +58,14 @@ def prolog(
     return made
 
 
-def main(scheduler: str) -> None:
-    """Run as the scheduler's prolog: the environment says which job; ends the process."""
+def main(scheduler: str) -> int:
+    """Run as the scheduler's prolog, whose environment says which job; the exit code."""
     try:
         run(schedulers.load(scheduler))
     except HpcwrapError as error:
         log.say(error.sentence())
-        sys.exit(error.exit_code)
-    sys.exit(0)
+        return error.exit_code
+    return 0
 
 
 def run(adapter: schedulers.Adapter) -> None:
@@ -106,7 +106,8 @@ def drop_leftovers(place: paths.JobPaths) -> None:
 def ensure_image(choice: submit.Choice) -> Tuple[Image, Dict[str, float]]:
     """Find the image in the store, or pull it if the site lets the prolog do so.
 
-    Returns it with the times in ms that pulling took, which is nothing when it was there.
+    Returns it with the times in ms that pulling took, or waiting for another's pull; they are
+    empty when it was there.
     """
     settings, reference = choice.settings, choice.environment.image
     store = Store(settings.store)
@@ -120,8 +121,9 @@ def ensure_image(choice: submit.Choice) -> Tuple[Image, Dict[str, float]]:
         )
     from hpcwrap.image.pull import options_from, pull
 
+    watch = Stopwatch()
     pulled = pull(reference, store, options_from(settings))
-    return pulled.image, dict(pulled.milliseconds)
+    return pulled.image, dict(pulled.milliseconds) if pulled.new else {"wait": watch.milliseconds()}
 
 
 def host_commands(adapter: schedulers.Adapter, settings: Settings) -> Optional[Commands]:

@@ -6,7 +6,7 @@ set -u
 prefix=${0%/share/hpcwrap/*}
 unfit=4
 
-"$prefix/bin/python3" -I -c 'from hpcwrap.prolog import main; main("slurm")'
+"$prefix/bin/python3" -I -c 'from hpcwrap.hook import main; main("prolog", "slurm")'
 code=$?
 [ "$code" -eq 0 ] && exit 0
 [ "$code" -eq "$unfit" ] && exit 1

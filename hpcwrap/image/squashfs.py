@@ -33,7 +33,7 @@ def command(output: str, plan: Plan, form: Format) -> List[str]:
     argv += ["-tar", "-noappend", "-no-progress", "-quiet", "-no-xattrs"]
     argv += ["-processors", str(len(os.sched_getaffinity(0)))]
     # A quarter of the memory is its default, and the node has jobs; less costs no time.
-    argv += ["-mem", "512M"]
+    argv += ["-mem", "256M"]
     argv += ["-root-mode", f"{plan.root.mode:o}"]
     argv += ["-root-uid", str(plan.root.uid), "-root-gid", str(plan.root.gid)]
     argv += ["-comp", form.compression]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from statistics import median
 from typing import Any, Dict, Iterator, List
 
 from hpcwrap.config import load_config
 from hpcwrap.errors import UserError
 
-STEPS = ("resolve", "download", "index", "convert", "publish", "prolog", "join", "epilog")
+STEPS = ("wait", "resolve", "download", "unpack", "convert", "publish", "prolog")
+"""In the order in which they happen; `wait` is for another node's pull of the same image."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -64,16 +66,26 @@ def show(found: List[Dict[str, Any]]) -> None:
     for summary in sorted(found, key=lambda summary: str(summary["node"])):
         for number, (step, time) in enumerate(rows(summary)):
             bar = "█" * max(1, round(40 * time / longest)) if time else ""
-            table.add_row(summary["node"] if number == 0 else "", step, f"{time:.2f}", bar)
+            table.add_row(summary["node"] if number == 0 else "", step, f"{time:.3f}", bar)
     console.print(table)
 
 
 def rows(summary: Dict[str, Any]) -> list[tuple[str, float]]:
-    """Steps of one node with their times in ms; joins one by one, in the order of ranks."""
-    times = dict(summary["milliseconds"])
-    joins = [
-        (f"join, rank {join['rank']}", join["us"] / 1000)
-        for join in sorted(summary["joins"], key=lambda join: str(join["rank"]))
+    """Steps of one node with their times in ms: of the prolog, a row for each rank, the epilog."""
+    times = summary["milliseconds"]
+    before = [(step, times[step]) for step in STEPS if step in times]
+    return [*before, *joins(summary["joins"]), ("epilog", times["epilog"])]
+
+
+def joins(lines: List[Dict[str, Any]]) -> list[tuple[str, float]]:
+    """Each rank's median over the steps that it was in; the script counts as rank 0 of a step."""
+    ranks: Dict[int, List[float]] = {}
+    for line in lines:
+        ranks.setdefault(int(line["rank"]), []).append(line["us"] / 1000)
+    return [
+        (
+            f"join, rank {rank}" + (f" (of {len(times)} steps)" if len(times) > 1 else ""),
+            median(times),
+        )
+        for rank, times in sorted(ranks.items())
     ]
-    before = [(step, times[step]) for step in STEPS if step in times and step != "epilog"]
-    return [*before, *joins, ("epilog", times.get("epilog", 0.0))]

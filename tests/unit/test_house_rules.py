@@ -14,7 +14,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = {"schedulers", "image", "container"}
 STAGES = {"submit", "prolog", "enter", "epilog"}
 BASE = {"errors", "log", "__init__"}
-EDGE = {"cli", "verbs", "__main__"}
+EDGE = {"cli", "hook", "verbs", "__main__"}
 
 # The prolog of a warm job and the epilog have a budget of 40 ms; each of these costs 3 to 30 ms.
 SLOW = {
