@@ -184,16 +184,17 @@ def _run_child(plan: Plan, place: paths.JobPaths, channel: Channel) -> NoReturn:
 
 def _build_in_child(plan: Plan, place: paths.JobPaths, channel: Channel) -> None:
     os.setsid()
+    workshop = Workshop(place.stage, plan.user, plan.image.attach())
     if plan.user_namespace:
         syscalls.unshare(syscalls.CLONE_NEWNS)
-        _execute(plan, place.stage)
+        _execute(plan, workshop)
         _enter_user_namespace(plan)
         _ask(channel, user=True)
         answer = _pinned_mount_namespace(channel, place.good_cpu)
     else:
         # Pinned before it is filled: trying again costs nothing then.
         answer = _pinned_mount_namespace(channel, place.good_cpu)
-        _execute(plan, place.stage)
+        _execute(plan, workshop)
     if answer == HOLD:
         _send(channel, built=True)
         _hold(channel)
@@ -210,10 +211,9 @@ def _pinned_mount_namespace(channel: Channel, cpu_memory: str) -> bytes:
     raise NodeError("cannot pin a mount namespace on any CPU")
 
 
-def _execute(plan: Plan, stage: str) -> None:
+def _execute(plan: Plan, workshop: Workshop) -> None:
     # The host's mounts still come in (autofs), ours do not go out.
     syscalls.mount("none", "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
-    workshop = Workshop(stage, plan.user)
     os.umask(0o022)
     for operation in plan.operations:
         try:

@@ -36,8 +36,9 @@ def make_entry(
     words += ["mount-namespace", place.mount_namespace]
     if environment.workdir:
         words += ["workdir", environment.workdir]
-    words += image_instructions(image_variables)
-    words += command_instructions(plan)
+    variables = list(image_variables)
+    words += image_instructions(variables)
+    words += command_instructions(plan, image_path(variables))
     words += environment_instructions(environment)
     return encode([*words, "end"])
 
@@ -45,22 +46,25 @@ def make_entry(
 def image_instructions(variables: Iterable[str]) -> List[str]:
     """The image's variables are defaults; its PATH has a rule of its own."""
     words: List[str] = []
-    path = PATH
+    variables = list(variables)
     for variable in variables:
         name, _, value = variable.partition("=")
-        if name == "PATH":
-            path = value or PATH
-        elif name:
+        if name and name != "PATH":
             words += ["default", name, value]
-    return [*words, "path", path]
+    return [*words, "path", image_path(variables)]
 
 
-def command_instructions(plan: Plan) -> List[str]:
-    """The host's commands are found even where they lie in a directory of their own."""
+def image_path(variables: Iterable[str]) -> str:
+    """The image's PATH, or the usual one where it has none."""
+    found = [variable[len("PATH=") :] for variable in variables if variable.startswith("PATH=")]
+    return found[-1] if found and found[-1] else PATH
+
+
+def command_instructions(plan: Plan, path: str) -> List[str]:
+    """The host's commands are found even where their directory is not in the image's PATH."""
     found = [each.directory for each in plan.operations if isinstance(each, Commands)]
-    return [
-        word for each in found if each not in PATH.split(":") for word in ("append", "PATH", each)
-    ]
+    missing = [directory for directory in found if directory not in path.split(":")]
+    return [word for directory in missing for word in ("append", "PATH", directory)]
 
 
 def environment_instructions(environment: Environment) -> List[str]:

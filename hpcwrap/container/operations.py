@@ -27,9 +27,10 @@ COMMANDS_LINK = "/.hpcwrap/commands"
 
 
 class Workshop:
-    """Where a container is being built: the staging directory, the open root, the job's user."""
+    """Where a container is built: staging directory, open root, the job's user, the image."""
 
-    def __init__(self, stage: str, user: User) -> None:
+    def __init__(self, stage: str, user: User, device: loop.Device) -> None:
+        self.device = device
         self.stage = stage
         self.image = os.path.join(stage, "image")
         self.upper = os.path.join(stage, "upper")
@@ -73,15 +74,25 @@ class Image(NamedTuple):
     def describe(self) -> str:
         return f"image {self.squashfs} on a loop device (ro,nosuid,nodev)"
 
-    def execute(self, workshop: Workshop) -> None:
+    def attach(self) -> loop.Device:
+        """Bind the file to a loop device.
+
+        To be called before the mount namespace is made: the kernel names the file by the mount
+        that it was opened on, and losetup(8) and `hpcwrap rm` look for the host's name.
+        """
         try:
             file = os.open(self.squashfs, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise SiteError(
                 f"cannot open the image {self.squashfs}: {error.strerror}", "pull it again"
             ) from error
-        device = loop.attach(file, self.squashfs)
-        os.close(file)
+        try:
+            return loop.attach(file, self.squashfs)
+        finally:
+            os.close(file)
+
+    def execute(self, workshop: Workshop) -> None:
+        device = workshop.device
         flags = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV
         try:
             syscalls.mount(device.path, workshop.image, "squashfs", flags)

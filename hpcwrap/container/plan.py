@@ -37,6 +37,7 @@ class Plan(NamedTuple):
 
     user: User
     user_namespace: bool
+    image: Image
     operations: Tuple[Operation, ...]
 
     def describe(self) -> List[str]:
@@ -68,9 +69,10 @@ def make_plan(
         *mounts.user_mounts(settings, job),
         *mounts.make((*settings.mounts, *environment.mounts), variables=_variables(job)),
     ]
+    image = Image(squashfs)
     operations: List[Operation] = [
         Stage(settings.root_size),
-        Image(squashfs),
+        image,
         Root(),
         *mounts.arrange(wanted),
         *(HostFile(path) for path in HOST_FILES),
@@ -79,7 +81,7 @@ def make_plan(
         ReadOnlyRoot(),
         KeepHostRoot() if commands else SwitchRoot(),
     ]
-    return Plan(job.user, user_namespace, tuple(operations))
+    return Plan(job.user, user_namespace, image, tuple(operations))
 
 
 def _variables(job: Job) -> Dict[str, str]:

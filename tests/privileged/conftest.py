@@ -1,4 +1,4 @@
-"""Real namespaces and mounts, each test session in a mount namespace of its own."""
+"""Real namespaces and mounts, each module of tests in a mount namespace of its own."""
 
 import os
 import shutil
@@ -32,9 +32,9 @@ APPLETS = (
 )
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def own_mounts() -> Iterator[None]:
-    """Keep the tests' mounts from the machine's."""
+    """Keep the tests' mounts from the machine's, and from other tests."""
     home = os.open("/proc/self/ns/mnt", os.O_RDONLY)
     syscalls.unshare(syscalls.CLONE_NEWNS)
     syscalls.mount("none", "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
