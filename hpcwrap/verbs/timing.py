@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from contextlib import suppress
 from statistics import median
 from typing import Any, Dict, Iterator, List
 
@@ -39,15 +40,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def find(path: str, job: str) -> Iterator[Dict[str, Any]]:
     """Read a job's lines from the log; broken lines are left out."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            for line in file:
-                if f'"job": "{job}"' in line:
+    with suppress(FileNotFoundError), open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            # Cheaper than to decode every line of a log that may be years long.
+            if f'"job": "{job}"' in line:
+                with suppress(ValueError):
                     yield json.loads(line)
-    except FileNotFoundError:
-        return
-    except ValueError:
-        return
 
 
 def show(found: List[Dict[str, Any]]) -> None:
