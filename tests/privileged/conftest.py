@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Iterator, List, Optional, Sequence
 
 import pytest
-from containers import ALICE, Container, Make
+from containers import ALICE, ENTER, Container, Make
 
 from hpcwrap import paths, record
 from hpcwrap.config import Settings
@@ -79,6 +79,8 @@ def make_container(squashfs: Path, tmp_path: Path) -> Iterator[Make]:
     jobs = str(tmp_path / "run" / "jobs")
     namespaces.ensure_jobs_directory(jobs)
     places: List[paths.JobPaths] = []
+    # The checkout may be where only root can go.
+    program = Path(shutil.copy(ENTER, tmp_path))
 
     def make(
         mounts: Sequence[Mount] = (),
@@ -107,7 +109,7 @@ def make_container(squashfs: Path, tmp_path: Path) -> Iterator[Make]:
         build.build(plan, place)
         entry = environ.make_entry("test@sha256:0", plan, place, variables, environment)
         record.publish(place.entry, entry, 0o640, group=user.gid)
-        return Container(place, plan)
+        return Container(place, plan, program)
 
     yield make
     for place in places:

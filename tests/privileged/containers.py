@@ -26,9 +26,10 @@ class Ran(NamedTuple):
 class Container:
     """A container built for a test, and ways to run commands in it."""
 
-    def __init__(self, place: paths.JobPaths, plan: Plan) -> None:
+    def __init__(self, place: paths.JobPaths, plan: Plan, program: Path) -> None:
         self.place = place
         self.plan = plan
+        self.program = program
 
     def run(self, *argv: str, user: User = ALICE, cwd: str = "/") -> Ran:
         """Join and run a command as a user: by hpcwrap-enter, or as slurmstepd does it."""
@@ -37,7 +38,7 @@ class Container:
 
     def _by_program(self, argv: Sequence[str], user: User, cwd: str) -> Ran:
         """The user joins, without any privilege."""
-        command: List[str] = [str(ENTER), self.place.directory, "--", *argv]
+        command: List[str] = [str(self.program), self.place.directory, "--", *argv]
         return run_as(command, user, cwd)
 
     def _by_root(self, argv: Sequence[str], user: User, cwd: str) -> Ran:
