@@ -196,7 +196,6 @@ def _build_in_child(plan: Plan, place: paths.JobPaths, channel: Channel) -> None
         answer = _pinned_mount_namespace(channel, place.good_cpu)
         _execute(plan, workshop)
     if answer == HOLD:
-        _send(channel, built=True)
         _hold(channel)
 
 
@@ -242,11 +241,11 @@ def _enter_user_namespace(plan: Plan) -> None:
 
 
 def _hold(channel: Channel) -> NoReturn:
-    """Stay as the process that keeps the namespaces, with no file open and no working directory."""
-    channel.close()
+    """Tell that all is built, and stay as the process that keeps the namespaces, no file open."""
     syscalls.set_process_name("hpcwrap-holder")
     # Changing the uid closed /proc/PID/ns to the user, who is to join by it (proc(5)).
     syscalls.set_dumpable()
+    _send(channel, built=True)
     os.closerange(0, 1024)
     while True:
         signal.pause()
