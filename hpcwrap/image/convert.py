@@ -2,8 +2,8 @@
 
     download (skopeo) ─▶ spools (igzip) ─▶ indexes ─▶ plan ─▶ mksquashfs
 
-A layer is decompressed and indexed while later ones still come in.  Runs in a worker's process,
-in a directory of its own.
+A layer is decompressed while it comes in, and indexed while others still do.  Runs in a worker's
+process, in a directory of its own.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import suppress
 from typing import Any, Dict, List, NamedTuple
 
 from hpcwrap.errors import UserError
@@ -31,6 +32,9 @@ OUTPUT = "image.sqsh"
 TICK = 0.01
 REPORT_EVERY = 0.1
 """Seconds between looks at the children, and between two lines to the parent."""
+
+FOLLOW_FROM = 1 << 20
+"""Bytes that a blob has before its spool begins: smaller ones are whole in no time."""
 
 
 class Fetched(NamedTuple):
@@ -100,12 +104,16 @@ class Stopwatch:
 
 
 class _Layers:
-    """The layers of a download: each goes from blob to spool to index as soon as it can."""
+    """The layers of a download: each goes from blob to spool to index as soon as it can.
+
+    Blobs have no name before they are whole; the spools that follow them are known by the inode.
+    """
 
     def __init__(self, download: Download, report: Report) -> None:
         self.download = download
         self.blobs = download.resolved.manifest.layers
         self.waiting: List[Blob] = list({blob.digest: blob for blob in self.blobs}.values())
+        self.following: Dict[int, Spool] = {}
         self.spools: Dict[str, Spool] = {}
         self.indexes: Dict[str, Layer] = {}
         self.report = report
@@ -123,6 +131,7 @@ class _Layers:
             ),
             now=ended,
         )
+        self._follow()
         self.unpacking()
         return not ended
 
@@ -132,11 +141,8 @@ class _Layers:
         for digest in running:
             self._index(digest)
         for blob in self.waiting[:]:
-            if len(self.spools) - len(self.indexes) >= self.slots:
-                break
             if os.path.exists(self.download.blob_path(blob)):
-                self.waiting.remove(blob)
-                self.spools[blob.digest] = Spool(self.download.blob_path(blob))
+                self._take(blob)
         return bool(self.waiting) or len(self.indexes) < len(self.spools)
 
     def in_order(self) -> List[Layer]:
@@ -146,6 +152,29 @@ class _Layers:
     def files(self) -> List[Any]:
         """The spools' files, lowest layer first."""
         return [self.spools[blob.digest].file for blob in self.blobs]
+
+    def _follow(self) -> None:
+        """Begin with the blobs that skopeo still writes: it takes a few at a time."""
+        for item in self.download.unfinished():
+            # Renamed by now, it has either its spool already or is taken when it is whole.
+            with suppress(FileNotFoundError):
+                found = item.stat()
+                if found.st_ino not in self.following and found.st_size >= FOLLOW_FROM:
+                    self.following[found.st_ino] = Spool(item.path)
+        for spool in self.following.values():
+            spool.ended()  # raises when it has become too large
+
+    def _take(self, blob: Blob) -> None:
+        """Give a whole blob its spool: the one that followed it, or a new one if there is room."""
+        path = self.download.blob_path(blob)
+        spool = self.following.pop(os.stat(path).st_ino, None)
+        if spool is None:
+            if len(self.spools) - len(self.indexes) >= self.slots:
+                return
+            spool = Spool(path)
+        spool.finish()
+        self.waiting.remove(blob)
+        self.spools[blob.digest] = spool
 
     def _index(self, digest: str) -> None:
         spool = self.spools[digest]

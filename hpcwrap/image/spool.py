@@ -2,6 +2,9 @@
 
 A file without a name goes away with the process that holds it, however that ends.  It is written
 once from front to back and read by mapping it; the kernel mostly never brings it to the disk.
+
+A spool follows its blob: it decompresses what is there while skopeo still appends to it.  What
+comes out counts only after finish(), when skopeo has compared the blob with its digest.
 """
 
 from __future__ import annotations
@@ -9,34 +12,47 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
+import threading
+from contextlib import suppress
 from typing import IO, List, Optional
 
 from hpcwrap import run
 from hpcwrap.errors import SiteError
 from hpcwrap.image.plan import MAX_UNPACKED
 from hpcwrap.image.tar import LayerError
-from hpcwrap.image.worker import guarded
+from hpcwrap.image.worker import guarded, wide_pipe
 
 GZIP_MAGIC = b"\x1f\x8b"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+LOOK_EVERY = 0.01
+"""Seconds between looks whether a blob has grown."""
+COPY = 1 << 30
 
 
 class Spool:
     """A layer on its way to a plain tar stream."""
 
     def __init__(self, blob_path: str) -> None:
-        # The files live as long as the spool: no with statement can close them.
-        blob = open(blob_path, "rb")  # noqa: SIM115
+        # The files live as long as the spool: no with statement can close them.  While the blob is
+        # open, no other file gets the number of its inode, by which it is known.
+        self._blob: IO[bytes] = open(blob_path, "rb")  # noqa: SIM115
+        self._finished = threading.Event()
         self._errors: IO[bytes] = tempfile.TemporaryFile(dir=".")  # noqa: SIM115
-        command = decompressor(os.pread(blob.fileno(), 4, 0))
+        self.file: IO[bytes] = self._blob
+        command = decompressor(os.pread(self._blob.fileno(), 4, 0))
         if command is None:
-            self.file: IO[bytes] = blob
             self._child = None
             return
         self.file = tempfile.TemporaryFile(dir=".")  # noqa: SIM115
+        reader, writer = wide_pipe()
         argv = guarded(command)
-        self._child = run.spawn(argv, stdin=blob, stdout=self.file, stderr=self._errors)
-        blob.close()
+        self._child = run.spawn(argv, stdin=reader, stdout=self.file, stderr=self._errors)
+        os.close(reader)
+        threading.Thread(target=self._feed, args=(writer,), daemon=True).start()
+
+    def finish(self) -> None:
+        """Say that the blob is whole and is what its digest says."""
+        self._finished.set()
 
     def ended(self) -> bool:
         """Whether the whole layer is there.
@@ -44,9 +60,9 @@ class Spool:
         Raises LayerError when it cannot be decompressed, SiteError when the store is full.
         """
         code = self._child.poll() if self._child else 0
-        if code is None:
-            if os.fstat(self.file.fileno()).st_size > MAX_UNPACKED:
-                raise LayerError(f"holds more than {MAX_UNPACKED} bytes when unpacked")
+        if os.fstat(self.file.fileno()).st_size > MAX_UNPACKED:
+            raise LayerError(f"holds more than {MAX_UNPACKED} bytes when unpacked")
+        if code is None or not self._finished.is_set():
             return False
         if code:
             self._errors.seek(0)
@@ -55,6 +71,15 @@ class Spool:
                 raise SiteError("cannot unpack the image: the store is full")
             raise LayerError(f"cannot be decompressed, it is damaged or ends early: {text}")
         return True
+
+    def _feed(self, pipe: int) -> None:
+        # A decompressor that fails reads no further.
+        with suppress(BrokenPipeError), open(pipe, "wb"):
+            finished = False
+            while not finished:
+                finished = self._finished.wait(LOOK_EVERY)
+                while os.sendfile(pipe, self._blob.fileno(), None, COPY):
+                    pass
 
     def view(self) -> memoryview:
         """The plain tar stream."""

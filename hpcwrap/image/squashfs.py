@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import tempfile
 import time
@@ -11,11 +10,10 @@ from typing import IO, Callable, Dict, List, NamedTuple, Sequence
 from hpcwrap import run
 from hpcwrap.errors import SiteError
 from hpcwrap.image.plan import ZEROS, Plan, Range
-from hpcwrap.image.worker import guarded
+from hpcwrap.image.worker import guarded, wide_pipe
 
 CHUNK = 4 << 20
 _ZEROS = bytes(1 << 20)
-_F_SETPIPE_SZ = 1031  # fcntl.F_SETPIPE_SZ has a name from Python 3.10 on
 _NULL = -3  # subprocess.DEVNULL
 _LEVELS = ("zstd", "gzip")
 
@@ -76,8 +74,7 @@ def write_squashfs(
     Raises SiteError.
     """
     with tempfile.TemporaryFile(dir=".") as errors:
-        reader, writer = os.pipe()
-        fcntl.fcntl(writer, _F_SETPIPE_SZ, 1 << 20)
+        reader, writer = wide_pipe()
         argv = [*as_own_root(), *guarded(command(output, plan, form))]
         child = run.spawn(argv, stdin=reader, stdout=errors, stderr=errors, env=environment(plan))
         os.close(reader)

@@ -127,12 +127,8 @@ class Download:
         skopeo names a blob only when it is whole; the unfinished files are taken for the missing
         layers by size, the largest first, so single numbers are a guess and the sum is right.
         """
-        whole, partial = set(), []
-        for item in os.scandir(self.directory):
-            if item.name.startswith("dir-put-blob"):
-                partial.append(_size(item))
-            else:
-                whole.add(item.name)
+        partial = [_size(item) for item in self.unfinished()]
+        whole = set(os.listdir(self.directory))
         layers = {blob.digest: blob.size for blob in self.resolved.manifest.layers}
         missing = sorted(
             (digest for digest in layers if hex_digits(digest) not in whole),
@@ -142,6 +138,10 @@ class Download:
         for digest, size in zip(missing, sorted(partial, reverse=True)):
             done[digest] = min(size, layers[digest])
         return done
+
+    def unfinished(self) -> List[os.DirEntry[str]]:
+        """The files to which skopeo still appends: whose they are is known when it renames them."""
+        return [x for x in os.scandir(self.directory) if x.name.startswith("dir-put-blob")]
 
     def _verify_manifest(self) -> None:
         with open(os.path.join(self.directory, "manifest.json"), "rb") as file:

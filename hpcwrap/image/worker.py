@@ -7,18 +7,21 @@ result as lines of JSON in a pipe.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import select
 import signal
 import time
 import traceback
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, NoReturn, Optional
+from contextlib import suppress
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, NoReturn, Optional, Tuple
 
 from hpcwrap import run
 from hpcwrap.errors import HpcwrapError, SiteError, UserError
 
 MAX_LINE = 32 << 20
+F_SETPIPE_SZ = 1031  # fcntl.F_SETPIPE_SZ has a name from Python 3.10 on
 
 
 class Progress(NamedTuple):
@@ -65,6 +68,15 @@ def guarded(argv: List[str]) -> List[str]:
     if setpriv is None:
         return argv
     return [setpriv, "--no-new-privs", "--pdeathsig", "KILL", "--", *argv]
+
+
+def wide_pipe() -> Tuple[int, int]:
+    """A pipe for bulk data, reader and writer: of 1 MiB, so that the two seldom wait in turn."""
+    reader, writer = os.pipe()
+    # The site may allow less (pipe(7)): then it is slower.
+    with suppress(PermissionError):
+        fcntl.fcntl(writer, F_SETPIPE_SZ, 1 << 20)
+    return reader, writer
 
 
 def _child(identity: Optional[run.Identity], directory: str, work: Work, pipe: int) -> NoReturn:

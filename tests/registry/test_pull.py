@@ -221,10 +221,40 @@ def test_a_killed_pull_is_mended_by_the_next(push: Any, cli: Any) -> None:
     child.wait()
     child.communicate()
     assert left_in_tmp(store) != []
+    for _ in range(200):
+        if not workers_in(store.tmp_directory):
+            break
+        time.sleep(0.02)
+    assert workers_in(store.tmp_directory) == []
     result = cli("pull", "--json", pushed.reference)
     assert result.returncode == 0, result.stderr
     assert left_in_tmp(store) == []
     assert names_in(json.loads(result.stdout)["squashfs"]) == ["big"]
+
+
+def test_a_blob_that_is_not_what_its_digest_says(push: Any, store: Store, registry: Any) -> None:
+    layers = [
+        gzip.compress(make_layer([Member("big", content=os.urandom(9_000_000))]), 0)
+        for _ in range(2)
+    ]
+    pushed = push("changed:1", layers)
+    data = next(registry.root.rglob(f"{pushed.layers[0].partition(':')[2]}/data"))
+    data.write_bytes(layers[1])
+    with pytest.raises(SiteError, match="igest did not match"):
+        pull(pushed.reference, store)
+    assert (store.images(), left_in_tmp(store)) == (([], []), [])
+
+
+def workers_in(directory: str) -> List[str]:
+    """What runs in a directory or below it."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.readlink(process / "cwd").startswith(directory):
+                found.append((process / "cmdline").read_text())
+        except OSError:
+            continue  # it has ended
+    return found
 
 
 def test_the_same_image_in_two_stores_is_the_same_file(push: Any, root: str) -> None:

@@ -167,6 +167,7 @@ def spooled(blob: bytes, directory: Path, monkeypatch: pytest.MonkeyPatch) -> by
     monkeypatch.chdir(directory)
     (directory / "blob").write_bytes(blob)
     spool = Spool(str(directory / "blob"))
+    spool.finish()
     while not spool.ended():
         time.sleep(0.005)
     return bytes(spool.view())
