@@ -10,8 +10,9 @@ as it is made on a CPU with a lower batch: docs/decisions/0040-namespace-pins.md
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Iterator
 
 from hpcwrap import paths
@@ -26,13 +27,28 @@ def ensure_jobs_directory(jobs: str = paths.JOBS) -> None:
     """
     try:
         os.makedirs(jobs, mode=0o711, exist_ok=True)
-        os.chmod(os.path.dirname(jobs), 0o755)
-        os.chmod(jobs, 0o711)
-        if not is_mount_point(jobs):
-            syscalls.mount(jobs, jobs, None, syscalls.MS_BIND)
-            syscalls.mount("none", jobs, None, syscalls.MS_PRIVATE)
+        with locked(os.path.dirname(jobs)):
+            os.chmod(os.path.dirname(jobs), 0o755)
+            os.chmod(jobs, 0o711)
+            if not is_mount_point(jobs):
+                syscalls.mount(jobs, jobs, None, syscalls.MS_BIND)
+                syscalls.mount("none", jobs, None, syscalls.MS_PRIVATE)
     except OSError as error:
         raise NodeError(f"cannot prepare {jobs}: {error.strerror}") from error
+
+
+@contextmanager
+def locked(directory: str) -> Iterator[None]:
+    """Hold flock(2) on a directory: prologs of one node start at the same time after a boot.
+
+    A second mount on the first would hide the pins that were made in between.
+    """
+    fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 def is_mount_point(path: str) -> bool:

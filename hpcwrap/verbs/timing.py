@@ -63,7 +63,7 @@ def show(found: List[Dict[str, Any]]) -> None:
     longest = max(time for summary in found for _, time in rows(summary))
     for summary in sorted(found, key=lambda summary: str(summary["node"])):
         for number, (step, time) in enumerate(rows(summary)):
-            bar = "█" * max(1, round(40 * time / longest)) if time else ""
+            bar = "█" * max(1, round(24 * time / longest)) if time else ""
             table.add_row(summary["node"] if number == 0 else "", step, f"{time:.3f}", bar)
     console.print(table)
 

@@ -246,6 +246,21 @@ def test_the_jobs_directory_is_private_and_made_once(tmp_path: Path) -> None:
     syscalls.umount2(jobs, 0)
 
 
+def test_prologs_that_start_together_make_the_jobs_directory_once(tmp_path: Path) -> None:
+    jobs = str(tmp_path / "run" / "jobs")
+    children = []
+    for _ in range(16):
+        child = os.fork()
+        if child == 0:
+            namespaces.ensure_jobs_directory(jobs)
+            os._exit(0)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 16
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    assert len([line for line in mounts if line.split()[4] == jobs]) == 1
+    syscalls.umount2(jobs, 0)
+
+
 def test_paths_of_a_job(tmp_path: Path) -> None:
     place = paths.JobPaths("7", str(tmp_path))
     record.write_error(place, "no such image")
