@@ -247,18 +247,27 @@ def test_the_jobs_directory_is_private_and_made_once(tmp_path: Path) -> None:
 
 
 def test_prologs_that_start_together_make_the_jobs_directory_once(tmp_path: Path) -> None:
-    jobs = str(tmp_path / "run" / "jobs")
-    children = []
-    for _ in range(16):
-        child = os.fork()
-        if child == 0:
-            namespaces.ensure_jobs_directory(jobs)
-            os._exit(0)
-        children.append(child)
-    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 16
-    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-    assert len([line for line in mounts if line.split()[4] == jobs]) == 1
-    syscalls.umount2(jobs, 0)
+    for attempt in range(8):
+        jobs = str(tmp_path / str(attempt) / "jobs")
+        start, started = os.pipe()
+        children = [fork_at(start, started, jobs) for _ in range(8)]
+        os.close(start)
+        os.close(started)
+        assert [os.waitpid(child, 0)[1] for child in children] == [0] * 8
+        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+        assert len([line for line in mounts if line.split()[4] == jobs]) == 1
+        syscalls.umount2(jobs, 0)
+
+
+def fork_at(start: int, started: int, jobs: str) -> int:
+    """A prolog that waits for the moment at which nobody holds `started` open any more."""
+    child = os.fork()
+    if child == 0:
+        os.close(started)
+        os.read(start, 1)
+        namespaces.ensure_jobs_directory(jobs)
+        os._exit(0)
+    return child
 
 
 def test_paths_of_a_job(tmp_path: Path) -> None:
