@@ -239,10 +239,9 @@ class Commands(NamedTuple):
 
     def execute(self, workshop: Workshop) -> None:
         os.close(rootfs.ensure_directory(workshop.root, HOST_ROOT))
-        rootfs.make_link(workshop.root, COMMANDS_LINK, self.directory)
-        for name in self.names:
-            path = os.path.join(self.directory, name)
-            rootfs.make_link(workshop.root, path, HOST_ROOT + self.program)
+        where, name = os.path.split(COMMANDS_LINK)
+        rootfs.make_links(workshop.root, where, [name], self.directory)
+        rootfs.make_links(workshop.root, self.directory, self.names, HOST_ROOT + self.program)
 
 
 class ReadOnlyRoot(NamedTuple):

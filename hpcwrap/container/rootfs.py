@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 from contextlib import contextmanager
-from typing import Iterator, Sequence
+from typing import Iterable, Iterator, Sequence
 
 from hpcwrap.container import syscalls
 from hpcwrap.errors import UserError
@@ -73,13 +73,13 @@ def write_file(root: int, path: str, content: bytes, mode: int = 0o644) -> None:
         os.close(above)
 
 
-def make_link(root: int, path: str, text: str) -> None:
-    """Put a symbolic link in place of whatever the image has there."""
-    parent, name = os.path.split(path)
-    above = ensure_directory(root, parent)
+def make_links(root: int, directory: str, names: Iterable[str], text: str) -> None:
+    """Put symbolic links, all with the same text, in place of whatever the image has there."""
+    above = ensure_directory(root, directory)
     try:
-        _remove(above, name)
-        os.symlink(text, name, dir_fd=above)
+        for name in names:
+            _remove(above, name)
+            os.symlink(text, name, dir_fd=above)
     finally:
         os.close(above)
 
