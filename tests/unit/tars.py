@@ -91,6 +91,7 @@ def read_stream(stream: bytes) -> Tuple[Tree, Groups]:
         for info in archive:
             # mksquashfs strips a leading "./", as our reader does.
             name = info.name[2:] if info.name.startswith("./") else info.name
+            name = name.rstrip("/")  # tarfile of 3.9 leaves it at the end of long names
             assert name not in tree, f"{name} twice"
             parent = name.rpartition("/")[0]
             assert not parent or tree[parent].kind == "dir", f"{name} before its parent"
