@@ -7,7 +7,9 @@ import json
 import sys
 from typing import ContextManager, Dict
 
+from hpcwrap import log
 from hpcwrap.config import Config, load_config
+from hpcwrap.hints import closest
 from hpcwrap.human import format_seconds, format_size, format_stages
 from hpcwrap.image.digest import hex_digits
 from hpcwrap.image.pull import Pulled, options_from, pull
@@ -52,8 +54,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def reference_of(loaded: Config, name: str) -> str:
     """The reference of an environment of that name, else the name as a reference."""
-    if name in loaded.environments or name in loaded.broken:
+    known = [*loaded.environments, *loaded.broken]
+    if name in known:
         return loaded.environment(name).image
+    near = closest(name, known)
+    if near:
+        log.warn(f"there is no environment {name} ({near}); taking it for a reference")
     return name
 
 

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 from hpcwrap import cli, hook, log, paths, record, submit
-from hpcwrap.config import Settings
+from hpcwrap.config import Settings, load_config
 from hpcwrap.errors import NodeError, SiteError, UserError
 from hpcwrap.job import Job, User, find_user
 from hpcwrap.request import Request
 from hpcwrap.schedulers import local
 from hpcwrap.verbs import timing
+from hpcwrap.verbs.pull import reference_of
 
 ALICE = User("alice", 2001, 2001, (2001,), "/home/alice")
 JOB = Job("7", "slurm", ALICE, "/", "n1", partition="gpu", account="chem")
@@ -64,6 +65,16 @@ def test_opting_out_is_the_sites_to_allow(config: str) -> None:
 def test_names_that_are_none_are_no_paths(config: str, name: str) -> None:
     with pytest.raises(UserError):
         submit.choose(JOB, Request(name, "--container"), config)
+
+
+def test_a_mistyped_environment_is_pulled_as_a_reference_and_said_to_be(
+    config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded = load_config(config)
+    assert reference_of(loaded, "cuda") == "cuda:12"
+    assert capsys.readouterr().err == ""
+    assert reference_of(loaded, "cudaa") == "cudaa"
+    assert "there is no environment cudaa (did you mean cuda?)" in capsys.readouterr().err
 
 
 def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
