@@ -57,7 +57,7 @@ def reference_of(loaded: Config, name: str) -> str:
     known = [*loaded.environments, *loaded.broken]
     if name in known:
         return loaded.environment(name).image
-    near = closest(name, known)
+    near = closest(name, known, otherwise="")
     if near:
         log.warn(f"there is no environment {name} ({near}); taking it for a reference")
     return name

@@ -72,6 +72,7 @@ def test_a_mistyped_environment_is_pulled_as_a_reference_and_said_to_be(
 ) -> None:
     loaded = load_config(config)
     assert reference_of(loaded, "cuda") == "cuda:12"
+    assert reference_of(loaded, "registry:5000/debian:12") == "registry:5000/debian:12"
     assert capsys.readouterr().err == ""
     assert reference_of(loaded, "cudaa") == "cudaa"
     assert "there is no environment cudaa (did you mean cuda?)" in capsys.readouterr().err
