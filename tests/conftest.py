@@ -4,6 +4,12 @@ import os
 import shutil
 
 import pytest
+from hypothesis import settings
+
+# No test is about time (bench/ is).  CI tries the same examples each time: a submission is not to
+# fail for what another one brought in; people's runs look further.
+settings.register_profile("hpcwrap", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("hpcwrap")
 
 
 def missing_for(marker: str) -> str:
