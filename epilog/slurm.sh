@@ -2,7 +2,7 @@
 # Epilog= of slurm.conf: drops the job's container on this node (root).
 set -u
 
-job=/run/hpcwrap/jobs/$SLURM_JOB_ID
+job=/run/hpcwrap/jobs/${SLURM_JOB_ID:?}
 [ -e "$job" ] || exit 0
 
 prefix=${0%/share/hpcwrap/*}

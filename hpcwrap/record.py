@@ -67,7 +67,7 @@ def write_error(place: JobPaths, sentence: str) -> None:
         os.makedirs(place.directory, mode=0o711, exist_ok=True)
         with suppress(FileNotFoundError):
             os.unlink(place.entry)
-        publish(place.error, sentence.encode() + b"\n", 0o644)
+        publish(place.error, sentence.encode("utf-8", "backslashreplace") + b"\n", 0o644)
     except OSError as error:
         raise NodeError(f"cannot write {place.error}: {error.strerror}") from error
 

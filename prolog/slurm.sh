@@ -13,7 +13,7 @@ code=$?
 
 # Not even Python could say what is wrong (killed, or the installation is broken): the job must not
 # run on the host, and the node must not be drained for a fault that is not its own.
-job=/run/hpcwrap/jobs/$SLURM_JOB_ID
+job=/run/hpcwrap/jobs/${SLURM_JOB_ID:?}
 /usr/bin/mkdir -p "$job" && /usr/bin/rm -f "$job/entry" &&
     echo "the prolog ended with code $code on ${SLURMD_NODENAME:-this node}; see slurmd's log" \
         >"$job/error"

@@ -91,4 +91,7 @@ def encode(words: Sequence[str]) -> bytes:
     """Join the strings.  Raises UserError for a NUL, which only a broken image can bring."""
     if any("\0" in word for word in words):
         raise UserError("cannot use the image: one of its variables holds a NUL character")
-    return b"".join(word.encode("utf-8", "surrogateescape") + b"\0" for word in words)
+    try:
+        return b"".join(word.encode("utf-8", "surrogateescape") + b"\0" for word in words)
+    except UnicodeEncodeError:
+        raise UserError("cannot use the image: one of its variables is no text") from None

@@ -13,7 +13,7 @@ import errno
 import fcntl
 import os
 from contextlib import contextmanager, suppress
-from typing import Iterator
+from typing import Iterator, List
 
 from hpcwrap import paths
 from hpcwrap.container import syscalls
@@ -26,24 +26,27 @@ def ensure_jobs_directory(jobs: str = paths.JOBS) -> None:
     nsfs files can only be bound in a private mount.  Raises NodeError.
     """
     try:
+        if is_private_mount(jobs):
+            return
         os.makedirs(jobs, mode=0o711, exist_ok=True)
-        with locked(os.path.dirname(jobs)):
+        with locked(f"{jobs}.lock"):
             os.chmod(os.path.dirname(jobs), 0o755)
             os.chmod(jobs, 0o711)
             if not is_mount_point(jobs):
                 syscalls.mount(jobs, jobs, None, syscalls.MS_BIND)
-                syscalls.mount("none", jobs, None, syscalls.MS_PRIVATE)
+            syscalls.mount("none", jobs, None, syscalls.MS_PRIVATE)
     except OSError as error:
         raise NodeError(f"cannot prepare {jobs}: {error.strerror}") from error
 
 
 @contextmanager
-def locked(directory: str) -> Iterator[None]:
-    """Hold flock(2) on a directory: prologs of one node start at the same time after a boot.
+def locked(path: str) -> Iterator[None]:
+    """Hold flock(2) on a file: prologs of one node start at the same time after a boot.
 
-    A second mount on the first would hide the pins that were made in between.
+    A second mount on the first would hide the pins that were made in between.  The file is root's
+    alone: whoever can open it, can stop every prolog.
     """
-    fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield
@@ -52,12 +55,19 @@ def locked(directory: str) -> Iterator[None]:
 
 
 def is_mount_point(path: str) -> bool:
-    """True when something is mounted on the path in this process's mount namespace.
+    """True when something is mounted on the path in this process's mount namespace."""
+    return bool(_mounts_on(path))
 
-    Read from mountinfo: a bind mount of a directory on itself has its parent's device number.
-    """
+
+def is_private_mount(path: str) -> bool:
+    """True when a mount that neither gives nor takes what is mounted elsewhere is on the path."""
+    return any(" shared:" not in line and " master:" not in line for line in _mounts_on(path))
+
+
+def _mounts_on(path: str) -> List[str]:
+    """Lines of mountinfo: a bind mount of a directory on itself has its parent's device number."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        return any(line.split(" ", 5)[4] == path for line in file)
+        return [line for line in file if line.split(" ", 5)[4] == path]
 
 
 def pin(process: int, kind: str, path: str) -> bool:

@@ -7,6 +7,7 @@ namespace, as root (rootfs.py says how root keeps clear of paths that others con
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from typing import List, NamedTuple, Protocol, Tuple
@@ -224,10 +225,10 @@ class Accounts(NamedTuple):
 
 
 class Commands(NamedTuple):
-    """The host's commands at their own paths inside, in place of what the image has there.
+    """The host's commands at their own paths inside: hpcwrap-host is mounted on each of them.
 
-    They are links to hpcwrap-host, which finds the host's root at /.host, and the commands'
-    directory there by a link.
+    It finds the host's root at /.host, and the commands' directory there by a link.  Mounted, not
+    written: where the directory is the host's own, its files must stay as they are.
     """
 
     directory: str
@@ -238,10 +239,11 @@ class Commands(NamedTuple):
         return f"the host's commands from {self.directory}: {' '.join(self.names)}"
 
     def execute(self, workshop: Workshop) -> None:
-        os.close(rootfs.ensure_directory(workshop.root, HOST_ROOT))
-        where, name = os.path.split(COMMANDS_LINK)
-        rootfs.make_links(workshop.root, where, [name], self.directory)
-        rootfs.make_links(workshop.root, self.directory, self.names, HOST_ROOT + self.program)
+        os.close(rootfs.ensure_own_directory(workshop.root, HOST_ROOT))
+        rootfs.make_link(workshop.root, COMMANDS_LINK, self.directory)
+        for name in self.names:
+            path = os.path.join(self.directory, name)
+            Bind(self.program, path, ("ro", "nosuid", "nodev"), as_user=False).execute(workshop)
 
 
 class ReadOnlyRoot(NamedTuple):
@@ -296,7 +298,12 @@ def _mount_point(root: int, path: str, *, like: int) -> int:
 
 
 def _bad_image(path: str, error: OSError) -> Exception:
-    """EINVAL and EIO speak of the file, everything else of the node."""
-    if error.errno in (5, 22, 117):
-        return UserError(f"cannot mount the image {path}: it is broken", "remove and pull it again")
+    """EINVAL and EIO speak of the file, a lack of memory of the moment, all else of the node."""
+    if error.errno in (errno.EIO, errno.EINVAL, errno.EUCLEAN):
+        return UserError(
+            f"cannot mount the image {path}: it is broken, or its compression not in the kernel",
+            "remove and pull it again",
+        )
+    if error.errno == errno.ENOMEM:
+        return SiteError(f"cannot mount the image {path}: {error.strerror}", "try again")
     return NodeError(f"cannot mount a squashfs: {error.strerror}", "is squashfs in the kernel?")

@@ -74,9 +74,10 @@ def make_plan(
         Stage(settings.root_size),
         image,
         Root(),
-        *mounts.arrange(wanted),
+        # Written before anything of the host is mounted inside (rootfs.open_own).
         *(HostFile(path) for path in HOST_FILES),
         Accounts(job.user.name),
+        *mounts.arrange(wanted),
         *([commands] if commands else []),
         ReadOnlyRoot(),
         KeepHostRoot() if commands else SwitchRoot(),

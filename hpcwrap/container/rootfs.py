@@ -2,7 +2,8 @@
 
 Everything below is relative to an open directory, the container's root, and resolved by the
 kernel with RESOLVE_IN_ROOT: a symbolic link of the image can lead anywhere in the image and never
-out of it (openat2(2)).
+out of it (openat2(2)).  Inside are mounts of the host, too, so whatever is not only looked at is
+resolved with RESOLVE_NO_XDEV besides.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ import errno
 import os
 import stat
 from contextlib import contextmanager
-from typing import Iterable, Iterator, Sequence
+from typing import Iterator, Sequence
 
 from hpcwrap.container import syscalls
-from hpcwrap.errors import UserError
+from hpcwrap.errors import SiteError, UserError
 from hpcwrap.job import User
 
 DIRECTORY = os.O_PATH | os.O_DIRECTORY
@@ -22,42 +23,64 @@ MOUNT_POINT_MODE = 0o755
 
 
 def open_inside(root: int, path: str, flags: int) -> int:
-    """Open a path as it is seen inside; raises OSError."""
+    """Open a path as it is seen inside, in mounts too; raises OSError.  Nothing may be changed."""
     return syscalls.openat2(root, path, flags, syscalls.RESOLVE_IN_ROOT)
 
 
-def ensure_directory(root: int, path: str) -> int:
-    """Open (O_PATH) a directory inside, made with its parents where missing.
+def open_own(root: int, path: str, flags: int) -> int:
+    """Open a path of the image or its tmpfs; raises OSError, EXDEV where a mount is in the way.
 
-    Raises UserError when the image has something else there, OSError otherwise.
+    What root writes, removes and reads goes through here: a link of the image must not lead it
+    into the host's file systems that are mounted inside already.
+    """
+    return syscalls.openat2(root, path, flags, syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_XDEV)
+
+
+def ensure_directory(root: int, path: str) -> int:
+    """Open (O_PATH) a directory inside to mount on; made in the image's own tree where missing.
+
+    Raises UserError when the image has something else there, SiteError when it would have to be
+    made in another mount, OSError otherwise.
     """
     try:
         return open_inside(root, path, DIRECTORY)
     except FileNotFoundError:
+        os.close(ensure_own_directory(root, path))
+        return open_inside(root, path, DIRECTORY)
+    except NotADirectoryError:
+        raise _no_directory(path) from None
+
+
+def ensure_own_directory(root: int, path: str) -> int:
+    """Open (O_PATH) a directory of the image's own tree, made with its parents where missing."""
+    try:
+        return open_own(root, path, DIRECTORY)
+    except FileNotFoundError:
         pass
     except NotADirectoryError:
-        raise UserError(f"cannot mount on {path}: it is not a directory in the image") from None
+        raise _no_directory(path) from None
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        raise SiteError(
+            f"cannot make {path} inside: it is in a mount of the host", "make it on the host"
+        ) from None
     parent, name = os.path.split(path.rstrip("/"))
-    above = ensure_directory(root, parent)
+    above = ensure_own_directory(root, parent)
     try:
         _make_directory(above, name)
     finally:
         os.close(above)
-    return open_inside(root, path, DIRECTORY)
+    return open_own(root, path, DIRECTORY)
 
 
 def ensure_file(root: int, path: str) -> int:
-    """Open (O_PATH) a file inside to mount on, made empty with its parents where missing."""
-    parent, name = os.path.split(path)
-    above = ensure_directory(root, parent)
+    """Open (O_PATH) a file inside to mount on, made empty in the image's own tree where missing."""
     try:
-        try:
-            return open_inside(root, path, os.O_PATH)
-        except FileNotFoundError:
-            _replace_file(above, name, b"", 0o644)
         return open_inside(root, path, os.O_PATH)
-    finally:
-        os.close(above)
+    except FileNotFoundError:
+        write_file(root, path, b"")
+    return open_inside(root, path, os.O_PATH)
 
 
 def write_file(root: int, path: str, content: bytes, mode: int = 0o644) -> None:
@@ -66,33 +89,40 @@ def write_file(root: int, path: str, content: bytes, mode: int = 0o644) -> None:
     The old entry is removed, not opened: images have dangling links as /etc/resolv.conf.
     """
     parent, name = os.path.split(path)
-    above = ensure_directory(root, parent)
+    above = ensure_own_directory(root, parent)
     try:
         _replace_file(above, name, content, mode)
     finally:
         os.close(above)
 
 
-def make_links(root: int, directory: str, names: Iterable[str], text: str) -> None:
-    """Put symbolic links, all with the same text, in place of whatever the image has there."""
-    above = ensure_directory(root, directory)
+def make_link(root: int, path: str, text: str) -> None:
+    """Put a symbolic link in place of whatever the image has there."""
+    parent, name = os.path.split(path)
+    above = ensure_own_directory(root, parent)
     try:
-        for name in names:
-            _remove(above, name)
-            os.symlink(text, name, dir_fd=above)
+        _remove(above, name)
+        os.symlink(text, name, dir_fd=above)
     finally:
         os.close(above)
 
 
 def read_file(root: int, path: str, limit: int = 1 << 20) -> bytes:
-    """Read a regular file of the image, at most `limit` bytes; nothing there reads as empty."""
+    """Read a regular file of the image, at most `limit` bytes; anything else reads as empty.
+
+    Looked at before it is opened for reading: opening a device can do things.
+    """
     try:
-        # O_NONBLOCK: an image may have a FIFO in the place of a file.
-        fd = open_inside(root, path, os.O_RDONLY | os.O_NONBLOCK)
+        found = open_own(root, path, os.O_PATH)
     except OSError:
         return b""
-    with open(fd, "rb") as file:
-        return file.read(limit) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+    try:
+        if not stat.S_ISREG(os.fstat(found).st_mode):
+            return b""
+        with open(f"/proc/self/fd/{found}", "rb") as file:
+            return file.read(limit)
+    finally:
+        os.close(found)
 
 
 def open_source(path: str) -> int:
@@ -121,6 +151,10 @@ def _become(uid: int, gid: int, groups: Sequence[int]) -> None:
     os.setgroups(list(groups))
     syscalls.setfsgid(gid)
     syscalls.setfsuid(uid)
+
+
+def _no_directory(path: str) -> UserError:
+    return UserError(f"cannot mount on {path}: it is not a directory in the image")
 
 
 def _make_directory(above: int, name: str) -> None:

@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Iterator, List, Optional, Sequence
+from typing import Callable, Iterator, List, Optional, Sequence
 
 import pytest
 from containers import ALICE, ENTER, Container, Make
@@ -12,6 +12,7 @@ from containers import ALICE, ENTER, Container, Make
 from hpcwrap import paths, record
 from hpcwrap.config import Settings
 from hpcwrap.container import build, environ, namespaces, syscalls
+from hpcwrap.container.operations import Commands
 from hpcwrap.container.plan import make_plan
 from hpcwrap.environment import Environment, Mount
 from hpcwrap.job import Job, User
@@ -63,11 +64,31 @@ def image_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def squashfs(image_root: Path) -> Path:
     """The image as the store would have it."""
-    path = image_root.parent / "image.sqsh"
-    subprocess.run(
-        ["mksquashfs", image_root, path, "-quiet", "-no-progress", "-all-root"], check=True
-    )
+    return make_squashfs(image_root)
+
+
+def make_squashfs(root: Path) -> Path:
+    """Make an image of a tree, beside it."""
+    path = root.parent / f"{root.name}.sqsh"
+    subprocess.run(["mksquashfs", root, path, "-quiet", "-no-progress", "-all-root"], check=True)
     return path
+
+
+@pytest.fixture(name="hostile")
+def make_hostile_image(image_root: Path, tmp_path: Path) -> Callable[[str, str], Path]:
+    """Make images that are as the usual one, but for one path that is a link."""
+
+    def hostile(path: str, leads_to: str) -> Path:
+        root = tmp_path / "hostile"
+        shutil.copytree(image_root, root, symlinks=True)
+        place = root / path
+        if place.is_dir():
+            shutil.rmtree(place)
+        place.unlink(missing_ok=True)
+        place.symlink_to(leads_to)
+        return make_squashfs(root)
+
+    return hostile
 
 
 @pytest.fixture(name="make")
@@ -91,6 +112,7 @@ def make_container(squashfs: Path, tmp_path: Path) -> Iterator[Make]:
         settings: Optional[Settings] = None,
         variables: Sequence[str] = (),
         image: Optional[Path] = None,
+        commands: Optional[Commands] = None,
     ) -> Container:
         environment = Environment(
             "test", "test", "", tuple(mounts), (), None, (), (), "environments.d/test.yaml"
@@ -102,6 +124,7 @@ def make_container(squashfs: Path, tmp_path: Path) -> Iterator[Make]:
             environment,
             settings or Settings(mount_home=False),
             job,
+            commands=commands,
             user_namespace=user_namespace,
         )
         os.makedirs(place.directory, mode=0o711)

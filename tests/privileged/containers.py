@@ -81,3 +81,4 @@ def run_as(command: Sequence[str], user: User, cwd: str = "/") -> Ran:
 
 
 Make = Callable[..., Container]
+Hostile = Callable[[str, str], Path]

@@ -7,11 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
-from containers import ALICE, BOB, Make, run_as
+from containers import ALICE, BOB, ENTER, Hostile, Make, run_as
 
 from hpcwrap import paths, record
 from hpcwrap.config import Settings
 from hpcwrap.container import build, loop, namespaces, syscalls
+from hpcwrap.container.operations import Commands
 from hpcwrap.environment import Mount
 from hpcwrap.errors import SiteError
 
@@ -106,6 +107,72 @@ def test_mount_through_a_link_of_the_image_stays_inside(
     container = make([bind(source, "/data/deep")], user_namespace=user_namespace)
     assert container.run("ls", "/data/deep").stdout == "here\n"
     assert not Path("/outside").exists()
+
+
+@pytest.fixture(name="victim")
+def directory_of_root(tmp_path: Path) -> Path:
+    """A directory of the host that is root's alone, below /tmp, which every container mounts."""
+    victim = tmp_path / "victim"
+    victim.mkdir(mode=0o700)
+    (victim / "passwd").write_text("root:SECRET:0:0::/:\n")
+    return victim
+
+
+def content(directory: Path) -> "dict[str, str]":
+    return {path.name: path.read_text() for path in directory.iterdir()}
+
+
+def test_root_writes_nothing_where_a_link_of_the_image_leads(
+    make: Make, hostile: Hostile, victim: Path
+) -> None:
+    before = content(victim)
+    container = make(user_namespace=False, image=hostile("etc", str(victim)))
+    assert content(victim) == before
+    assert "alice" in container.run("cat", "/etc/passwd").stdout
+
+
+def test_root_reads_nothing_where_a_link_of_the_image_leads(
+    make: Make, hostile: Hostile, victim: Path
+) -> None:
+    image = hostile("etc/passwd", str(victim / "passwd"))
+    inside = make(user_namespace=False, image=image).run("cat", "/etc/passwd")
+    assert "alice" in inside.stdout
+    assert "SECRET" not in inside.stdout
+
+
+def test_root_makes_no_mount_point_in_a_mount_of_the_host(make: Make, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    with pytest.raises(SiteError, match=r"cannot make /data1/new.* in a mount of the host"):
+        make([bind(source, "/data1"), bind("/usr", "/data1/new/deep")], user_namespace=False)
+    assert list(source.iterdir()) == []
+
+
+def test_commands_in_a_directory_of_the_host_leave_its_files_alone(
+    make: Make, tmp_path: Path
+) -> None:
+    directory = tmp_path / "slurm"
+    directory.mkdir()
+    (directory / "srun").write_text("the host's")
+    os.chown(directory, ALICE.uid, ALICE.gid)
+    commands = Commands(str(directory), ("srun",), str(ENTER))
+    container = make(user_namespace=False, workdir=str(directory), commands=commands)
+    assert (directory / "srun").read_text() == "the host's"
+    inside = container.run("stat", "-c", "%s", f"{directory}/srun").stdout
+    assert int(inside) == ENTER.stat().st_size
+
+
+def test_commands_that_the_image_lacks_are_there(make: Make) -> None:
+    container = make(user_namespace=False, commands=Commands("/usr/bin", ("srun",), str(ENTER)))
+    assert container.run("ls", "/usr/bin").stdout == "srun\n"
+    assert container.run("ls", "/.host/usr").code == 0
+
+
+def test_users_cannot_hold_the_lock_of_the_prologs(make: Make) -> None:
+    container = make(user_namespace=False)
+    lock = f"{os.path.dirname(container.place.directory)}.lock"
+    assert os.path.exists(lock)
+    assert "Permission denied" in run_as(["flock", lock, "true"], ALICE).stderr
 
 
 def test_a_loop_of_links_in_the_image_is_an_error_of_the_mount(make: Make, tmp_path: Path) -> None:
