@@ -96,6 +96,17 @@ static int carry_to_job(spank_t spank, const char *name)
     return 0;
 }
 
+/* Without this file Slurm ignores the path of a bundle, and the job runs on the host. */
+static bool has_oci_conf(void)
+{
+    char path[PATH_MAX];
+    const char *conf = getenv("SLURM_CONF");
+    const char *end = conf ? strrchr(conf, '/') : NULL;
+    if (end)
+        snprintf(path, sizeof path, "%.*s/oci.conf", (int)(end - conf), conf);
+    return access(end ? path : "/etc/slurm/oci.conf", F_OK) == 0;
+}
+
 static int carry(spank_t spank, const struct option_table *table)
 {
     bool srun = spank_context() == S_CTX_LOCAL;
@@ -104,8 +115,14 @@ static int carry(spank_t spank, const struct option_table *table)
         slurm_error("hpcwrap: --container is empty (name an environment, as --container=debian-12)");
         return -1;
     }
-    if (name && strchr(name, '/'))
+    if (name && strchr(name, '/')) {
+        if (!has_oci_conf()) {
+            slurm_error("hpcwrap: cannot use --container=%s: it is a path or an image, and not the "
+                        "name of an environment (see `hpcwrap env list`)", name);
+            return -1;
+        }
         name = NULL; /* an OCI bundle's path is Slurm's own business */
+    }
     /* From 23.02 on a step with a container and no oci.conf breaks PMIx (pmixp_info.c), and every
      * step of ours has its container from its job. */
     if (srun && name)
@@ -249,6 +266,10 @@ int slurm_spank_task_init_privileged(spank_t spank, int count, char **arguments)
 static void check_step_request(spank_t spank)
 {
     const char *name = get_variable(spank, ASKED_BY_STEP);
+    if (step.error[0] == '\0' && name && strcmp(name, "none") == 0)
+        snprintf(step.error, sizeof step.error,
+                 "cannot run this step without a container: its job has %s "
+                 "(all steps of a job share one container)", step.entry.container);
     if (step.error[0] == '\0' && name && !enter_is_named(&step.entry, name))
         snprintf(step.error, sizeof step.error,
                  "cannot run this step in the container %s: its job's is %.*s "

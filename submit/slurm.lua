@@ -213,8 +213,8 @@ local function check_name(known, name, job)
     if not environment then
         refuse_unknown(known, name)
     elseif environment.broken then
-        refuse(slurm.ERROR, "cannot use the environment %s: its file is broken "
-            .. "(tell the administrators)", name)
+        refuse(slurm.ERROR, "cannot use the environment %s: it is broken, or a default that does "
+            .. "not exist (tell the administrators; `hpcwrap config --check` says more)", name)
     elseif not is_allowed(known, environment, job.user_id) then
         refuse_forbidden(name, environment, job.user_name)
     end
@@ -246,6 +246,15 @@ end
 local function submit(known, job, partitions)
     local carried = carried_name(job)
     local option, bundle = option_name(job)
+    if bundle and not known.clear_container then
+        -- There is no oci.conf: Slurm would ignore the path, and the job run on the host.
+        refuse(
+            slurm.ERROR,
+            "cannot use --container=%s: it is a path or an image, and not the name of an environment "
+                .. "(see `hpcwrap env list`)",
+            job.container
+        )
+    end
     local name = agree(agree(carried, option), token_name(job.comment))
     if not name then
         name = partition_default(known, job, partitions) or account_default(known, job)

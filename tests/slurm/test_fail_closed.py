@@ -36,6 +36,16 @@ def test_an_image_that_cannot_be_pulled(site: Site) -> None:
     assert "no-such-image" in said
 
 
+@pytest.mark.parametrize("text", ["registry:5000/busybox-1", "./busybox-1", "/some/where"])
+@pytest.mark.parametrize("partition", ["main", "containers"])
+def test_a_path_or_an_image_is_refused(site: Site, text: str, partition: str) -> None:
+    """Slurm ignores what it takes for an OCI bundle when there is no oci.conf."""
+    job = site.batch(SCRIPT, f"--container={text}", f"--partition={partition}")
+    assert job.id == ""
+    assert f"cannot use --container={text}" in job.stderr
+    assert site.alice("srun", f"--container={text}", "touch", OUTSIDE).code != 0
+
+
 def test_a_registry_that_does_not_answer(site: Site) -> None:
     site.add_environment("nowhere", "image: registry:5999/image:latest\n")
     assert "registry:5999" in sentence(site.batch(SCRIPT, "--container=nowhere"))

@@ -213,8 +213,15 @@ def test_word_in_the_comment_is_a_request(lua: Filter) -> None:
 
 
 def test_bundle_path_is_slurms_business(lua: Filter) -> None:
+    lua.table.write_text(make_table(config(*SITE), clear_container=True))
     done = lua.submit(container="/bundles/one")
     assert done == Outcome(0, None, "/bundles/one", None, None, "", "")
+
+
+def test_a_path_without_an_oci_conf_would_run_on_the_host(lua: Filter) -> None:
+    done = lua.submit(container="registry:5000/debian")
+    assert done.code == -1
+    assert "it is a path or an image, and not the name of an environment" in done.said
 
 
 def test_administrators_own_comment_is_kept(lua: Filter) -> None:
@@ -287,8 +294,8 @@ def test_broken_environment_is_the_sites_fault(lua: Filter) -> None:
     done = lua.submit(container="half-done")
     assert done.code == -1
     assert done.said == (
-        "hpcwrap: cannot use the environment half-done: its file is broken "
-        "(tell the administrators)"
+        "hpcwrap: cannot use the environment half-done: it is broken, or a default that does "
+        "not exist (tell the administrators; `hpcwrap config --check` says more)"
     )
 
 
@@ -380,9 +387,11 @@ def test_none_refused(lua: Filter) -> None:
 
 
 def test_bundle_is_a_way_out_of_a_default_only_where_none_is(lua: Filter) -> None:
-    done = lua.site(defaults=DEFAULTS).submit(container="/bundle", partition="gpu")
+    lua.table.write_text(make_table(config(*SITE, defaults=DEFAULTS), clear_container=True))
+    done = lua.submit(container="/bundle", partition="gpu")
     assert (done.code, done.container, done.comment) == (0, "/bundle", "hpcwrap=none")
-    lua.site(defaults=DEFAULTS, allow_none=False)
+    refusing = config(*SITE, defaults=DEFAULTS, allow_none=False)
+    lua.table.write_text(make_table(refusing, clear_container=True))
     assert lua.submit(container="/bundle", partition="gpu").code == -1
 
 
