@@ -23,6 +23,10 @@ def publish_image(store: Store, digest: str, made: str, document: Dict[str, Any]
     Raises SiteError when it is not what it has to be: a plain file with one name.
     """
     target = store.squashfs_path(digest)
+    if os.geteuid() == 0:
+        # What is looked at below and what is renamed at the end must be one file: no process of
+        # the image user may change names here any more.
+        os.chown(os.path.dirname(made), 0, 0)
     descriptor = os.open(made, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         found = os.fstat(descriptor)

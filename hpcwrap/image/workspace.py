@@ -76,7 +76,7 @@ def workspace(store: Store, identity: Optional[run.Identity], seconds: float) ->
     with locked(store, "tmp.lock", seconds):
         remove_leftovers(store)
         directory = tempfile.mkdtemp(prefix="pull-", dir=store.tmp_directory)
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        descriptor = _open_lock(store, directory)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     try:
         if identity is not None:
@@ -84,7 +84,19 @@ def workspace(store: Store, identity: Optional[run.Identity], seconds: float) ->
         yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+        _drop_lock(store, directory)
         os.close(descriptor)
+
+
+def _open_lock(store: Store, directory: str) -> int:
+    """Open the lock of a workspace: a file, because NFS keeps locks of directories to itself."""
+    path = os.path.join(store.locks_directory, os.path.basename(directory))
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+
+def _drop_lock(store: Store, directory: str) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(os.path.join(store.locks_directory, os.path.basename(directory)))
 
 
 def remove_leftovers(store: Store) -> None:
@@ -93,8 +105,8 @@ def remove_leftovers(store: Store) -> None:
     """
     for item in os.scandir(store.tmp_directory):
         # Owners remove and rename what is theirs without asking: it may be gone by now.
-        with suppress(FileNotFoundError, NotADirectoryError):
-            _remove_unlocked(item.path)
+        if item.is_dir(follow_symlinks=False):
+            _remove_unlocked(store, item.path)
     for directory in (store.images_directory, store.refs_directory):
         for item in os.scandir(directory):
             if item.name.startswith("."):
@@ -102,11 +114,12 @@ def remove_leftovers(store: Store) -> None:
                     _remove_old(item.path)
 
 
-def _remove_unlocked(directory: str) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+def _remove_unlocked(store: Store, directory: str) -> None:
+    descriptor = _open_lock(store, directory)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(directory, ignore_errors=True)
+        _drop_lock(store, directory)
     except BlockingIOError:
         return  # a pull works there
     finally:
@@ -150,5 +163,5 @@ def _try_lock(descriptor: int, path: str) -> bool:
 def _no_permission(store: Store, error: OSError) -> UserError:
     return UserError(
         f"cannot write to the store {store.root}: {error.strerror}",
-        "root pulls into the site's store; name one of your own with --config",
+        "the site's store is root's; name a store of your own by --config",
     )

@@ -13,7 +13,7 @@ from typing import Mapping, Optional, Tuple
 
 from hpcwrap.config import Settings
 from hpcwrap.environment import Mount
-from hpcwrap.errors import SiteError
+from hpcwrap.errors import SiteError, UserError
 from hpcwrap.job import Job, User, find_user, make_user
 from hpcwrap.request import Request
 from hpcwrap.schedulers import Commands
@@ -34,7 +34,7 @@ COMMANDS = (
 def read_prolog(environ: Mapping[str, str]) -> Tuple[Job, Request]:
     """Read the job and its request from the prolog's environment.
 
-    Raises SiteError when slurmd did not say enough, UserError for a user this node does not know.
+    Raises SiteError when slurmd did not say enough.
     """
     job = Job(
         id=read_job_id(environ),
@@ -54,12 +54,21 @@ def read_job_id(environ: Mapping[str, str]) -> str:
 
 
 def read_user(environ: Mapping[str, str]) -> User:
-    """Read whose job it is; the group is the job's, which `sbatch --gid` may have changed."""
-    user = find_user(_number(environ, "SLURM_JOB_UID"))
-    if "SLURM_JOB_GID" not in environ:
+    """Read whose job it is; the group is the job's, which `sbatch --gid` may have changed.
+
+    A user whom this node cannot look up is who Slurm says, with no other groups and no home:
+    most jobs want no container, and none of them may fail for it.
+    """
+    uid = _number(environ, "SLURM_JOB_UID")
+    gid = int(_number(environ, "SLURM_JOB_GID")) if "SLURM_JOB_GID" in environ else None
+    try:
+        user = find_user(uid)
+    except UserError:
+        own = int(uid) if gid is None else gid
+        return User(environ.get("SLURM_JOB_USER") or uid, int(uid), own, (own,), "")
+    if gid in (None, user.gid):
         return user
-    gid = int(_number(environ, "SLURM_JOB_GID"))
-    return user if gid == user.gid else make_user(user.name, user.uid, gid, user.home, user.shell)
+    return make_user(user.name, user.uid, gid or 0, user.home, user.shell)
 
 
 def read_request(environ: Mapping[str, str]) -> Request:

@@ -10,7 +10,7 @@ import pytest
 
 from hpcwrap.config import Settings
 from hpcwrap.environment import is_name
-from hpcwrap.errors import SiteError, UserError
+from hpcwrap.errors import SiteError
 from hpcwrap.job import Job
 from hpcwrap.request import Request
 from hpcwrap.schedulers import default_container, load, slurm
@@ -60,9 +60,14 @@ def test_numbers_are_numbers(name: str, text: str) -> None:
         slurm.read_prolog(environ(**{name: text}))
 
 
-def test_unknown_user() -> None:
-    with pytest.raises(UserError, match="cannot find the user 3999999999"):
-        slurm.read_prolog(environ(SLURM_JOB_UID="3999999999"))
+def test_a_user_whom_the_node_does_not_know_is_who_slurm_says() -> None:
+    user = slurm.read_user(
+        environ(SLURM_JOB_UID="3999999999", SLURM_JOB_GID="77", SLURM_JOB_USER="eve")
+    )
+    assert (user.name, user.uid, user.gid, user.groups, user.home) == (
+        *("eve", 3999999999, 77, (77,)),
+        "",
+    )
 
 
 @pytest.mark.parametrize(
