@@ -10,11 +10,12 @@ from typing import List, Tuple
 from hpcwrap.config import Config, load_config
 from hpcwrap.container import environ
 from hpcwrap.container.plan import Plan, make_plan
-from hpcwrap.environment import Environment
+from hpcwrap.environment import Environment, allowed, refusal
 from hpcwrap.image.store import Store
 from hpcwrap.job import Job, find_user
 from hpcwrap.prolog import host_commands
 from hpcwrap.schedulers import NAMES, load
+from hpcwrap.submit import group_names
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +48,8 @@ def plan_for(
 ) -> Tuple[Plan, List[str]]:
     """Plan for an imagined job; an image that is not in the store yet is said to be pulled."""
     user = find_user(arguments.user or str(os.getuid()))
+    if not allowed(environment, user.name, group_names(user)):
+        raise refusal(environment, user.name)
     workdir = os.path.abspath(arguments.workdir or os.getcwd())
     adapter = load(arguments.scheduler)
     image = Store(config.settings.store).find(environment.image)

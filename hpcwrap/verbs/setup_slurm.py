@@ -184,7 +184,9 @@ def write_table(site: Site) -> str:
         file.write(text)
     os.rename(temporary, path)
     touch(site.place.path(slurm_files.JOB_SUBMIT))
-    return f"wrote {path}: {len(site.config.environments)} environments"
+    broken = len(site.config.broken)
+    note = f", {broken} broken (see `hpcwrap config --check`)" if broken else ""
+    return f"wrote {path}: environments: {len(site.config.environments)}{note}"
 
 
 def touch(path: str) -> None:
@@ -281,8 +283,9 @@ def check_table(table: str, site: Site) -> Finding:
     if DIGEST_LINE.sub("", table) == DIGEST_LINE.sub("", fresh):
         detail = "images were pulled since: `setup slurm --table` has their digests recorded"
         return Finding("table", "digests", NOTE, detail)
+    state = WRONG if table else MISSING
     detail = "is not as the settings and environments are: `setup slurm --table`"
-    return Finding("table", "environments", WRONG, detail)
+    return Finding("table", "environments", state, detail)
 
 
 def explain_restart(finding: Finding, site: Site) -> Finding:

@@ -211,4 +211,4 @@ def test_table_without_the_digests_of_new_images_is_no_fault(tmp_path: pathlib.P
     assert older != table
     assert setup_slurm.check_table(older, site).state == NOTE
     assert setup_slurm.check_table(table.replace("debian-12", "debian-11"), site).state == WRONG
-    assert setup_slurm.check_table("", site).state == WRONG
+    assert setup_slurm.check_table("", site).state == MISSING
