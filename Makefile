@@ -24,6 +24,8 @@ check: packages $(DEV) native
 
 bench: packages $(DEV) native
 	tools/packages bench
+	@# As an installation does it: where Python may not write bytecode, every run would compile anew.
+	$(VENV)/bin/python -m compileall -q hpcwrap
 	$(VENV)/bin/python bench/run.py $(BENCH)
 
 install: native

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from containers import ALICE, BOB, ENTER, Hostile, Make, run_as
 
-from hpcwrap import paths, record
+from hpcwrap import record
 from hpcwrap.config import Settings
 from hpcwrap.container import build, loop, namespaces, syscalls
 from hpcwrap.container.operations import Commands
@@ -76,7 +76,7 @@ def test_a_dangling_link_gives_way_to_the_hosts_file(make: Make, user_namespace:
 
 def test_another_user_cannot_join(make: Make) -> None:
     container = make(user_namespace=True)
-    container.place.entry and os.chmod(container.place.entry, 0o644)
+    os.chmod(container.place.entry, 0o644)
     refused = container.run("id", user=BOB)
     assert refused.code == 125
     assert "cannot join the container's user namespace" in refused.stderr
@@ -240,10 +240,28 @@ def test_containers_of_one_image_share_a_loop_device(make: Make, squashfs: Path)
 
 
 def test_a_process_inside_keeps_its_container_after_the_epilog(make: Make, squashfs: Path) -> None:
-    container = make(user_namespace=False)
-    build.release(container.place)
-    build.release(container.place)
-    assert not os.path.exists(container.place.mount_namespace)
+    container = make(user_namespace=True)
+    command = [container.program, container.place.directory, "--", "sh", "-c"]
+    with subprocess.Popen(
+        [*command, "echo ready; read line; cat /etc/passwd"],
+        user=ALICE.uid,
+        group=ALICE.gid,
+        extra_groups=list(ALICE.groups),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        build.release(container.place)
+        build.release(container.place)
+        assert not os.path.exists(container.place.mount_namespace)
+        assert str(squashfs) in loop.bound_files()
+        process.stdin.write("go on\n")
+        process.stdin.close()
+        assert process.stdout.readline().startswith("alice:")
+    assert eventually(lambda: str(squashfs) not in loop.bound_files())
 
 
 def test_without_pins_a_holder_keeps_the_container(
@@ -335,13 +353,6 @@ def fork_at(start: int, started: int, jobs: str) -> int:
         namespaces.ensure_jobs_directory(jobs)
         os._exit(0)
     return child
-
-
-def test_paths_of_a_job(tmp_path: Path) -> None:
-    place = paths.JobPaths("7", str(tmp_path))
-    record.write_error(place, "no such image")
-    assert Path(place.error).read_text() == "no such image\n"
-    assert run_as(["cat", place.error], ALICE).code in (0, 1)
 
 
 def alive(process: int) -> bool:
