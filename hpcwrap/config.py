@@ -41,8 +41,24 @@ class Settings(NamedTuple):
     image_user: str = "nobody"
     squashfs_compression: str = "zstd"
     squashfs_level: int = 1
+    store_size: str = "0"
+    cache: str = ""
+    cache_size: str = "50g"
+    layer_cache: str = "10g"
+    gc_days: int = 30
+    lease_days: int = 30
     pull: str = "missing"
     pull_timeout: int = 900
+    pull_jitter: int = 10
+    registry_timeout: int = 30
+    registry_retries: int = 4
+    registries_conf: str = ""
+    policy: str = ""
+    auth_file: str = ""
+    user_credentials: bool = True
+    user_images: bool = False
+    allow_images: Tuple[str, ...] = ()
+    shared_images: Tuple[str, ...] = ()
     mounts: Tuple[Mount, ...] = ()
     mount_home: bool = True
     mount_workdir: bool = True
@@ -91,10 +107,34 @@ ROWS = (
         most=22,
     ),
     Row(
+        "store_size",
+        "bytes",
+        "How large the store may grow before old images leave it; 0: no bound",
+    ),
+    Row(
+        "cache", "file", "Directory on a node's own disk for copies of the store's images, or none"
+    ),
+    Row("cache_size", "bytes", "How large a node's cache may grow before old images leave it"),
+    Row("layer_cache", "bytes", "How much of downloaded layers the store keeps; 0: nothing"),
+    Row(
+        "gc_days",
+        "number",
+        "Days since its last use after which `hpcwrap image gc` removes an image",
+        least=0,
+        most=36500,
+    ),
+    Row(
+        "lease_days",
+        "number",
+        "Days after which a lease of another node no longer keeps an image",
+        least=1,
+        most=36500,
+    ),
+    Row(
         "pull",
         "choice",
-        "When the prolog pulls an image: missing (it is not in the store) or never",
-        choices=("missing", "never"),
+        "When the prolog pulls: never, when the store has no image, or when that is older, too",
+        choices=("never", "missing", "always", "hourly", "daily", "weekly"),
     ),
     Row(
         "pull_timeout",
@@ -102,6 +142,42 @@ ROWS = (
         "Seconds after which the prolog gives a pull up, at most a day",
         least=1,
         most=86400,
+    ),
+    Row(
+        "pull_jitter",
+        "number",
+        "Seconds over which the nodes of a job spread their pulls, if each has its own store",
+        least=0,
+        most=600,
+    ),
+    Row(
+        "registry_timeout",
+        "number",
+        "Seconds without a byte after which a registry is asked again",
+        least=1,
+        most=3600,
+    ),
+    Row(
+        "registry_retries",
+        "number",
+        "How often a registry is asked again that stalls, fails or is busy",
+        least=0,
+        most=100,
+    ),
+    Row("registries_conf", "file", "registries.conf for pulls; empty: the host's"),
+    Row("policy", "file", "policy.json for pulls; empty: the host's"),
+    Row("auth_file", "file", "The site's passwords for registries (containers-auth.json), or none"),
+    Row(
+        "user_credentials",
+        "switch",
+        "Whether a job may pull with its user's passwords what the site may not",
+    ),
+    Row("user_images", "switch", "Whether --container may name an image instead of an environment"),
+    Row("allow_images", "patterns", "Images that may be pulled, as patterns; none: all"),
+    Row(
+        "shared_images",
+        "patterns",
+        "Images that are everyone's, even if pulled with a user's password",
     ),
     Row("mounts", "mounts", "Mounts of every container: a list of fstab lines"),
     Row("mount_home", "switch", "Whether the user's home directory is in the container"),

@@ -6,6 +6,7 @@ import time
 from typing import Mapping, Optional
 
 UNITS = ("B", "kB", "MB", "GB", "TB")
+SIZE_UNITS = ("b", "k", "m", "g", "t")
 AGES = ((86400 * 2, 86400, "days"), (3600 * 2, 3600, "hours"), (60 * 2, 60, "minutes"))
 OLD = 86400 * 14
 
@@ -18,6 +19,23 @@ def format_size(size: float) -> str:
         power += 1
     digits = 1 if size < 9.95 and power else 0
     return f"{size:.{digits}f} {UNITS[power]}"
+
+
+def parse_size(text: str) -> int:
+    """The bytes of a size as settings have it: ``50g``, ``512m``, ``0``; units are powers of 1024.
+
+    Raises ValueError.
+    """
+    number, unit = text[:-1], text[-1:].lower()
+    if unit in SIZE_UNITS:
+        return _whole(number) << 10 * SIZE_UNITS.index(unit)
+    return _whole(text)
+
+
+def _whole(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(f"{text!r} is no whole number")
+    return int(text)
 
 
 def format_seconds(milliseconds: float) -> str:

@@ -11,8 +11,11 @@ from hpcwrap.config import Defaults, Row, Settings, Watch, unwatched
 from hpcwrap.environment import MOUNT_SIZES, Mount, is_name, replace_mounts
 from hpcwrap.environmentfile import read_mounts, yaml_files
 from hpcwrap.errors import SiteError
+from hpcwrap.human import parse_size
 from hpcwrap.request import NONE
 from hpcwrap.yamlfile import Value, read_document
+
+Strings = Tuple[str, ...]
 
 HEADER = """\
 # The site's settings for hpcwrap, described in docs/settings.md.
@@ -54,6 +57,8 @@ def format_value(value: object) -> str:
     if isinstance(value, dict):
         entries = (f"{key}: {format_value(each)}" for key, each in value.items())
         return "{" + ", ".join(entries) + "}"
+    if value == "":
+        return '""'
     return "[]" if value == () else str(value)
 
 
@@ -75,6 +80,8 @@ def _combine(row: Row, earlier: object, later: object) -> object:
     """Lists add to the earlier layers', other values take their place."""
     if row.kind == "mounts":
         return replace_mounts(cast(Tuple[Mount, ...], earlier), cast(Tuple[Mount, ...], later))
+    if row.kind == "patterns":
+        return tuple(dict.fromkeys((*cast(Strings, earlier), *cast(Strings, later))))
     if row.kind == "defaults":
         return _merge_defaults(cast(Defaults, earlier), cast(Defaults, later))
     return later
@@ -114,6 +121,10 @@ def _path(row: Row, value: Value) -> str:
     return path
 
 
+def _file(row: Row, value: Value) -> str:
+    return _path(row, value) if value.string() else ""
+
+
 def _account(row: Row, value: Value) -> str:
     name = value.string()
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
@@ -126,7 +137,8 @@ def _account(row: Row, value: Value) -> str:
 def _choice(row: Row, value: Value) -> str:
     word = value.string()
     if word not in row.choices:
-        raise value.error(f"{row.name} must be {' or '.join(row.choices)}, not {word!r}")
+        known = f"{', '.join(row.choices[:-1])} or {row.choices[-1]}"
+        raise value.error(f"{row.name} must be {known}, not {word!r}")
     return word
 
 
@@ -142,6 +154,23 @@ def _size(row: Row, value: Value) -> str:
     if not re.fullmatch(MOUNT_SIZES["size"], size):
         raise value.error(f"{row.name} must be a size such as 16m, not {size!r}")
     return size
+
+
+def _bytes(row: Row, value: Value) -> str:
+    # 0 is a number to YAML and 50g is text: both are sizes.
+    try:
+        parse_size(value.text)
+    except ValueError:
+        raise value.error(f"{row.name} must be a size such as 50g, not {value.text!r}") from None
+    return value.text
+
+
+def _patterns(row: Row, value: Value) -> Strings:
+    patterns = tuple(item.string() for item in value.items())
+    for item in value.items():
+        if not re.fullmatch(r"[!-~]{1,512}", item.string()):
+            raise item.error(f"{row.name} must hold patterns without blanks, not {item.text!r}")
+    return patterns
 
 
 def _switch(_row: Row, value: Value) -> bool:
@@ -171,6 +200,9 @@ def _default(value: Value) -> str:
 
 PARSERS: Dict[str, Callable[[Row, Value], object]] = {
     "path": _path,
+    "file": _file,
+    "bytes": _bytes,
+    "patterns": _patterns,
     "account": _account,
     "choice": _choice,
     "number": _number,

@@ -157,6 +157,8 @@ def restore(document: Document) -> Tuple[Settings, Optional[Environment]]:
     """The reverse of `dump`.  Raises TypeError or LookupError for another shape."""
     settings, environment = document["settings"], document["environment"]
     settings["mounts"] = _restore_mounts(settings["mounts"])
+    for name in ("allow_images", "shared_images"):
+        settings[name] = tuple(settings[name])
     if environment is None:
         return Settings(**settings), None
     environment["mounts"] = _restore_mounts(environment["mounts"])

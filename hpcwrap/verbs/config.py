@@ -84,6 +84,9 @@ def _shown(row: Row, loaded: Config) -> List[Shown]:
     settings, origins = loaded.settings, loaded.origins
     if row.kind == "mounts":
         parts = [Shown(row.name, format_mount(each), each.origin) for each in settings.mounts]
+    elif row.kind == "patterns":
+        patterns = getattr(settings, row.name)
+        parts = [Shown(row.name, each, origins[row.name]) for each in patterns]
     elif row.kind == "defaults":
         names = config.all_defaults(settings.defaults)
         parts = [Shown(place, name, origins[place]) for place, name in names]

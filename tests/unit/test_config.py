@@ -105,11 +105,17 @@ def test_mounts_and_defaults_add_up_over_the_layers(site: Site) -> None:
         ("store:", "store must be text, not nothing"),
         ("image_user: root", "image_user must not be root"),
         ("image_user: 'no body'", "image_user must be the name of an account"),
-        ("squashfs_compression: zip", "must be zstd or gzip or lz4 or xz, not 'zip'"),
+        ("squashfs_compression: zip", "must be zstd, gzip, lz4 or xz, not 'zip'"),
         ("squashfs_level: 0", "squashfs_level must be 1 to 22, not 0"),
         ("squashfs_level: 23", "squashfs_level must be 1 to 22, not 23"),
         ("squashfs_level: 19\nsquashfs_compression: gzip", "must be 1 to 9 for gzip, not 19"),
-        ("pull: always", "pull must be missing or never, not 'always'"),
+        ("pull: often", "must be never, missing, always, hourly, daily or weekly, not 'often'"),
+        ("cache_size: large", "cache_size must be a size such as 50g, not 'large'"),
+        ("cache_size: 5%", "cache_size must be a size such as 50g, not '5%'"),
+        ("store_size: -1", "store_size must be a size such as 50g, not '-1'"),
+        ("cache: var/cache", "cache must be an absolute path without .., not 'var/cache'"),
+        ("allow_images: docker.io/**", "allow_images must be a list, not text (docker.io/**)"),
+        ("allow_images: ['a b']", "must hold patterns without blanks, not 'a b'"),
         ("pull_timeout: 15m", "pull_timeout must be a whole number, not text (15m)"),
         ("mounts: /data", "mounts must be a list, not text (/data)"),
         ("mounts: [data]", "cannot use the mount 'data'"),
@@ -233,3 +239,11 @@ def test_one_environment_is_read_without_the_others(site: Site) -> None:
         config.load_one("../mine", site.file, config.unwatched)
     with pytest.raises(UserError, match="there is no environment 'none'"):
         config.load_one("none", site.file, config.unwatched)
+
+
+def test_patterns_add_up_and_sizes_may_be_numbers(site: Site) -> None:
+    site.write("hpcwrap.yaml", "allow_images: [a/**, b/*]\nstore_size: 0\ncache: ''\n")
+    site.write("conf.d/more.yaml", "allow_images: [b/*, 'sif:/apps/*']\ncache_size: 2t\n")
+    settings = site.load().settings
+    assert settings.allow_images == ("a/**", "b/*", "sif:/apps/*")
+    assert (settings.store_size, settings.cache, settings.cache_size) == ("0", "", "2t")

@@ -6,7 +6,13 @@ from typing import List
 
 import pytest
 
-from hpcwrap.human import format_age, format_seconds, format_size, format_stages
+from hpcwrap.human import (
+    format_age,
+    format_seconds,
+    format_size,
+    format_stages,
+    parse_size,
+)
 from hpcwrap.image.worker import Progress
 from hpcwrap.verbs.pullview import Lines, Screen
 
@@ -102,3 +108,16 @@ def test_many_layers_share_a_bar() -> None:
             report(Progress("download", f"sha256:{number:064}", number, 100))
     assert [str(task.description) for task in screen.bars.tasks] == ["20 layers"]
     assert (screen.bars.tasks[0].completed, screen.bars.tasks[0].total) == (190, 2000)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("0", 0), ("7", 7), ("1k", 1024), ("2M", 2 << 20), ("50g", 50 << 30)]
+)
+def test_a_size_of_the_settings(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "g", "-1", "1.5g", "5%", "\u0663", "1 g", "1gb"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(ValueError, match="whole number"):
+        parse_size(text)
