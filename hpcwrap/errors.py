@@ -2,6 +2,7 @@
 
     HpcwrapError
     ├── UserError   the user's: wrong name, no permission, broken image, no such command
+    │   └── DeniedError   a registry wants other credentials than it was given, or any
     ├── SiteError   the site's: registry down, store full, settings wrong
     └── NodeError   the node's: no loop device, kernel too old; the only one that drains a node
 
@@ -39,6 +40,10 @@ class UserError(HpcwrapError):
 
     who = "user"
     exit_code = EXIT_USER
+
+
+class DeniedError(UserError):
+    """A registry does not give an image without credentials, or not for these."""
 
 
 class SiteError(HpcwrapError):

@@ -12,7 +12,8 @@ import tempfile
 from typing import IO, Dict, List, NamedTuple, Optional, Sequence, Tuple, Type
 
 from hpcwrap import run
-from hpcwrap.errors import HpcwrapError, SiteError, UserError
+from hpcwrap.errors import DeniedError, HpcwrapError, SiteError, UserError
+from hpcwrap.image.access import ANONYMOUS, Access
 from hpcwrap.image.digest import digest_of, hex_digits
 from hpcwrap.image.manifest import (
     Blob,
@@ -32,7 +33,7 @@ RULES: Sequence[Rule] = (
     (r"no space left on device", SiteError, "the store is full", "remove images: hpcwrap rm"),
     (
         r"unauthorized|authentication required|access (to the resource is )?denied|status: 40[13]",
-        UserError,
+        DeniedError,
         "the registry does not give it to us without a password",
         "is the name right? private images need the site's help",
     ),
@@ -61,12 +62,12 @@ class Resolved(NamedTuple):
     manifest: Manifest
 
 
-def resolve(reference: Reference) -> Resolved:
+def resolve(reference: Reference, access: Access = ANONYMOUS) -> Resolved:
     """Ask the registry for the manifest, of an index for this machine's instance.
 
     Raises UserError or SiteError.
     """
-    content = _raw_manifest(reference, reference.digest)
+    content = _raw_manifest(reference, reference.digest, access)
     digest = digest_of(content)
     if reference.digest and reference.digest != digest:
         raise SiteError(f"cannot trust the registry: it sent another image than {reference}")
@@ -74,7 +75,7 @@ def resolve(reference: Reference) -> Resolved:
         document = parse_document(content)
         if is_index(document):
             digest = choose_instance(document)
-            document = parse_document(_raw_manifest(reference, digest))
+            document = parse_document(_raw_manifest(reference, digest, access))
         return Resolved(digest, parse_manifest(document))
     except UserError as error:
         raise UserError(
@@ -82,7 +83,8 @@ def resolve(reference: Reference) -> Resolved:
         ) from None
 
 
-def _raw_manifest(reference: Reference, digest: Optional[str]) -> bytes:
+def _raw_manifest(reference: Reference, digest: Optional[str], access: Access) -> bytes:
+    del access  # used from the next change on
     argv = ["inspect", "--raw", *_tls(reference, "--tls-verify"), _source(reference, digest)]
     try:
         return run.output(_skopeo(argv), env=_environment())
@@ -93,10 +95,17 @@ def _raw_manifest(reference: Reference, digest: Optional[str]) -> bytes:
 class Download:
     """A download under way; `directory` fills with blobs, each named by its digest when whole."""
 
-    def __init__(self, reference: Reference, resolved: Resolved, directory: str) -> None:
+    def __init__(
+        self,
+        reference: Reference,
+        resolved: Resolved,
+        directory: str,
+        access: Access = ANONYMOUS,
+    ) -> None:
         self.reference = reference
         self.resolved = resolved
         self.directory = directory
+        self.access = access
         os.mkdir(directory)
         self._errors: IO[bytes] = tempfile.TemporaryFile(dir=".")  # noqa: SIM115
         argv = ["copy", "--quiet", "--preserve-digests", *_tls(reference, "--src-tls-verify")]

@@ -18,7 +18,10 @@ from contextlib import suppress
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, NoReturn, Optional, Tuple
 
 from hpcwrap import run
-from hpcwrap.errors import HpcwrapError, SiteError, UserError
+from hpcwrap.errors import DeniedError, HpcwrapError, SiteError, UserError
+
+ERRORS = {"denied": DeniedError, "user": UserError, "site": SiteError}
+"""What a worker can raise in its parent, the most special first."""
 
 MAX_LINE = 32 << 20
 F_SETPIPE_SZ = 1031  # fcntl.F_SETPIPE_SZ has a name from Python 3.10 on
@@ -87,12 +90,16 @@ def _child(identity: Optional[run.Identity], directory: str, work: Work, pipe: i
         _send(pipe, {"result": work(lambda progress: _send(pipe, {"progress": progress}))})
         code = 0
     except HpcwrapError as error:
-        told = {"who": error.who, "message": error.message, "hint": error.hint}
+        told = {"kind": _kind(error), "message": error.message, "hint": error.hint}
         _send(pipe, {"error": told})
     except BaseException:  # noqa: BLE001  the process ends here, see above
         _send(pipe, {"bug": traceback.format_exc()})
     finally:
         os._exit(code)
+
+
+def _kind(error: HpcwrapError) -> str:
+    return next((name for name, kind in ERRORS.items() if isinstance(error, kind)), "site")
 
 
 def _become(identity: Optional[run.Identity], directory: str, pipe: int) -> None:
@@ -153,8 +160,7 @@ def _result(lines: Iterator[bytes], on_progress: Report) -> Dict[str, Any]:
             on_progress(Progress(*message["progress"]))
         elif "error" in message:
             told = message["error"]
-            kind = UserError if told["who"] == UserError.who else SiteError
-            raise kind(told["message"], told["hint"])
+            raise ERRORS[told["kind"]](told["message"], told["hint"])
         elif "bug" in message:
             raise RuntimeError(f"in the process that converts images:\n{message['bug']}")
         else:
