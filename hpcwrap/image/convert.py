@@ -2,7 +2,8 @@
 
     download (skopeo) ─▶ spools (igzip) ─▶ indexes ─▶ plan ─▶ mksquashfs
 
-A layer is decompressed while it comes in, and indexed while others still do.  Runs in a worker's
+What comes from a file instead of a registry (local.py) is a download that is over soon.  A layer
+is decompressed while it comes in, and indexed while others still do.  Runs in a worker's
 process, in a directory of its own.
 """
 
@@ -12,7 +13,7 @@ import json
 import os
 import time
 from contextlib import suppress
-from typing import Any, Dict, List, NamedTuple
+from typing import Any, Callable, Dict, List, NamedTuple, Protocol
 
 from hpcwrap.errors import UserError
 from hpcwrap.image.digest import digest_of
@@ -20,12 +21,11 @@ from hpcwrap.image.flatten import in_layer
 from hpcwrap.image.layer import Layer, index_layer
 from hpcwrap.image.manifest import MAX_MANIFEST, Blob
 from hpcwrap.image.plan import flatten
-from hpcwrap.image.reference import Reference
 from hpcwrap.image.spool import Spool
 from hpcwrap.image.squashfs import Format, write_squashfs
 from hpcwrap.image.store import parse_config
 from hpcwrap.image.tar import LayerError
-from hpcwrap.image.transport import Download, Resolved
+from hpcwrap.image.transport import Resolved
 from hpcwrap.image.worker import Progress, Report
 
 OUTPUT = "image.sqsh"
@@ -35,6 +35,24 @@ REPORT_EVERY = 0.1
 
 FOLLOW_FROM = 1 << 20
 """Bytes that a blob has before its spool begins: smaller ones are whole in no time."""
+
+
+class Download(Protocol):
+    """Blobs on their way to this machine; its methods raise UserError or SiteError."""
+
+    resolved: Resolved
+
+    def blob_path(self, blob: Blob) -> str:
+        """Where a blob lies once it is whole."""
+
+    def ended(self) -> bool:
+        """Whether all is here; to be called again and again until it is."""
+
+    def sizes(self) -> Dict[str, int]:
+        """Bytes that are here of each layer, by digest."""
+
+    def unfinished(self) -> List[os.DirEntry[str]]:
+        """Files that grow and get the name of a blob when they are whole."""
 
 
 class Fetched(NamedTuple):
@@ -48,13 +66,14 @@ class Fetched(NamedTuple):
     milliseconds: Dict[str, float]
 
 
-def fetch(reference: Reference, resolved: Resolved, form: Format, report: Report) -> Fetched:
+def fetch(name: str, begin: Callable[[], Download], form: Format, report: Report) -> Fetched:
     """Download, merge and convert an image into the file OUTPUT of the working directory.
 
-    Raises UserError when the image is broken, SiteError when something here or on the way is.
+    name is the image's in messages.  Raises UserError when the image is broken, SiteError when
+    something here or on the way is.
     """
     watch = Stopwatch()
-    layers = _Layers(Download(reference, resolved, os.path.abspath("download")), report)
+    layers = _Layers(begin(), report)
     try:
         while layers.coming():
             time.sleep(TICK)
@@ -63,7 +82,7 @@ def fetch(reference: Reference, resolved: Resolved, form: Format, report: Report
             time.sleep(TICK)
         plan = flatten(layers.in_order())
     except LayerError as error:
-        raise UserError(f"the image {reference} is broken: {error.message}") from None
+        raise UserError(f"the image {name} is broken: {error.message}") from None
     watch.lap("unpack")
     throttled = _Throttle(report)
     write_squashfs(
@@ -74,10 +93,10 @@ def fetch(reference: Reference, resolved: Resolved, form: Format, report: Report
         lambda done: throttled(Progress("convert", "", done, plan.size)),
     )
     watch.lap("convert")
-    blobs = resolved.manifest.layers
+    manifest = layers.download.resolved.manifest
     return Fetched(
-        config=_read_config(reference, layers.download.blob_path(resolved.manifest.config)),
-        compressed=sum(blob.size for blob in blobs),
+        config=_read_config(name, layers.download.blob_path(manifest.config)),
+        compressed=sum(blob.size for blob in manifest.layers),
         unpacked=plan.size,
         entries=plan.entries,
         devices=plan.devices,
@@ -205,7 +224,7 @@ class _Throttle:
                 self._report(item)
 
 
-def _read_config(reference: Reference, path: str) -> Dict[str, Any]:
+def _read_config(name: str, path: str) -> Dict[str, Any]:
     with open(path, "rb") as file:
         content = file.read(MAX_MANIFEST + 1)
     try:
@@ -214,5 +233,5 @@ def _read_config(reference: Reference, path: str) -> Dict[str, Any]:
         config = json.loads(content).get("config")
         parse_config(config)
     except (ValueError, AttributeError) as error:
-        raise UserError(f"the image {reference} is broken: its configuration: {error}") from None
+        raise UserError(f"the image {name} is broken: its configuration: {error}") from None
     return config or {}

@@ -16,7 +16,7 @@ from hpcwrap import __version__, run
 from hpcwrap.config import Settings
 from hpcwrap.errors import SiteError
 from hpcwrap.image import transport
-from hpcwrap.image.convert import OUTPUT, Fetched, Stopwatch, fetch
+from hpcwrap.image.convert import OUTPUT, Download, Fetched, Stopwatch, fetch
 from hpcwrap.image.digest import check_digest, hex_digits
 from hpcwrap.image.manifest import Blob, Manifest
 from hpcwrap.image.publish import publish_image, publish_link
@@ -135,11 +135,15 @@ class _Puller:
 
     def fetch(self, resolved: Resolved) -> None:
         form = self.options.form
+
+        def begin() -> Download:
+            return transport.Download(self.reference, resolved, os.path.abspath("download"))
+
         with workspace(self.store, self.identity, self.seconds) as directory:
             told = work_as(
                 self.identity,
                 directory,
-                lambda report: {"fetched": fetch(self.reference, resolved, form, report)},
+                lambda report: {"fetched": fetch(str(self.reference), begin, form, report)},
                 self.on_progress,
                 self.seconds,
             )
