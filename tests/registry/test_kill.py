@@ -1,0 +1,175 @@
+"""Kill -9 at seeded moments: the next command completes, and nothing half-made is ever seen."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Tuple
+
+import killing
+import pytest
+from killing import Moment, Work, command
+from registries import Registry, free_port
+from tars import Member, make_layer
+
+from hpcwrap.image.store import Store
+
+pytestmark = [
+    pytest.mark.registry,
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root has an image user, and its store"),
+]
+
+SEED = int(os.environ.get("HPCWRAP_KILL_SEED", "20"))
+KILLS = int(os.environ.get("HPCWRAP_KILLS", "50"))
+"""Of all operations together; more of them, and other seeds, by hand."""
+
+RATE = 2_000_000
+LAYERS, LAYER = 3, 300_000
+SETTINGS = "store: {store}\npull_timeout: 60\nregistry_timeout: 20\nlayer_cache: 0\n"
+
+
+class Scene:
+    """A registry behind a slow front, and a store as it is before each kill."""
+
+    def __init__(self, root: Path, push: Callable[..., Any], host: str) -> None:
+        self.root = root
+        self.push = push
+        self.host = host
+        self.store = Store(str(root / "store"))
+        self.template = root / "template"
+        self.shapes: Dict[str, str] = {}
+        self.settings = self.write_settings("site", SETTINGS.format(store=self.store.root))
+
+    def write_settings(self, name: str, text: str) -> str:
+        """Settings in a directory of their own, without environments; their file."""
+        path = self.root / name / "hpcwrap.yaml"
+        (path.parent / "environments.d").mkdir(parents=True)
+        path.write_text(text)
+        return str(path)
+
+    def make(self, name: str, number: int) -> str:
+        """Push an image of its own content, note what its squashfs is to be; its reference."""
+        source = random.Random(f"{name} {number}")
+        layers = [
+            make_layer([Member(f"data/{number}-{layer}", content=source.randbytes(LAYER))])
+            for layer in range(LAYERS)
+        ]
+        pushed = self.push(name, layers)
+        other = Store(str(self.root / "other"))
+        settings = self.root / "other.yaml"
+        settings.write_text(SETTINGS.format(store=other.root))
+        self.need("--config", str(settings), "pull", "--quiet", pushed.reference)
+        content = Path(other.squashfs_path(pushed.digest)).read_bytes()
+        self.shapes[pushed.digest] = hashlib.sha256(content).hexdigest()
+        return f"{self.host}/{name}"
+
+    def need(self, *words: str) -> None:
+        """Run a command that must work."""
+        ended = killing.run(command(*words), self.root / "log")
+        assert ended.code == 0, ended.output
+
+    def hpcwrap(self, *words: str) -> Work:
+        """A command on the store."""
+        return command("--config", self.settings, *words)
+
+    def keep_template(self) -> None:
+        """Take the store as it is now for what is there before each kill."""
+        copy(self.store.root, str(self.template))
+
+    def reset(self) -> None:
+        """Put the store back to what it was."""
+        shutil.rmtree(self.store.root, ignore_errors=True)
+        copy(str(self.template), self.store.root)
+
+
+def copy(source: str, target: str) -> None:
+    subprocess.run(["cp", "-a", source, target], check=True)
+
+
+@pytest.fixture(name="limiter")
+def make_limiter(registry: Registry, tmp_path: Path) -> Iterator[str]:
+    """HOST:PORT of the slow front."""
+    here = f"127.0.0.1:{free_port()}"
+    program = Path(__file__).with_name("limiter.py")
+    argv = [sys.executable, str(program), here, registry.host, "--rate", str(RATE)]
+    with (tmp_path / "limiter").open("w") as log:
+        process = subprocess.Popen(argv, stdout=log)
+    yield here
+    process.terminate()
+    process.wait()
+
+
+@pytest.fixture(name="scene")
+def make_scene(root: str, push: Any, limiter: str) -> Scene:
+    return Scene(Path(root), push, limiter)
+
+
+class Operation(NamedTuple):
+    """What is killed; `always` are references that a reader must find at any time, and `wrong`
+    says what is not as it has to be when the command has come to its end.
+    """
+
+    name: str
+    work: Work
+    always: Tuple[str, ...]
+    wrong: Callable[[], List[str]]
+
+
+def test_kill_a_pull(scene: Scene) -> None:
+    kept, new = scene.make("kept:1", 1), scene.make("new:1", 2)
+    scene.need("--config", scene.settings, "pull", "--quiet", kept)
+    scene.keep_template()
+    wrong = lambda: killing.missing(scene.store, [new])  # noqa: E731
+    kill_often(scene, Operation("pull", scene.hpcwrap("pull", "--quiet", new), (kept,), wrong))
+
+
+def kill_often(scene: Scene, operation: Operation) -> None:
+    """Kill the operation at a fifth of all moments, each time from the same store."""
+    scene.reset()
+    whole = killing.run(operation.work, scene.root / "log")
+    assert whole.code == 0, whole.output
+    assert [*operation.wrong(), *killing.left_over(scene.store)] == []
+    killed = 0
+    for number in range(KILLS // 5):
+        moment = choose(random.Random(f"{SEED} {operation.name} {number}"), number, whole)
+        scene.reset()
+        killed += kill_once(scene, operation, moment)
+    assert killed > 0, "no kill came in time"
+
+
+def choose(source: random.Random, number: int, whole: killing.Ended) -> Moment:
+    """Half of the moments are the leader's; the others its helpers' and the whole group's."""
+    victim = ("leader", "helper", "leader", "group")[number % 4]
+    changes = whole.changes["leader" if victim == "group" else victim]
+    by_time = Moment(victim, seconds=source.uniform(0.001, whole.seconds))
+    if victim == "group" and whole.changes["helper"]:
+        return by_time
+    if victim == "leader" and whole.changes["helper"] and source.random() < 0.5:
+        return by_time
+    if not changes:
+        return Moment("leader", event=source.randint(1, whole.changes["leader"]))
+    return Moment(victim, event=source.randint(1, changes))
+
+
+def kill_once(scene: Scene, operation: Operation, moment: Moment) -> bool:
+    """Kill it at the moment, then let it run to its end; True when it was still running."""
+    reader = killing.Reader(scene.store, scene.shapes, operation.always)
+    killed = killing.run(operation.work, scene.root / "log", moment)
+    seen = [*killing.broken(scene.store, scene.shapes)]
+    again = killing.run(operation.work, scene.root / "log")
+    seen += reader.stop()
+    where = f"{operation.name}, seed {SEED}, {moment}: {killed}\nthen {again}"
+    assert seen == [], where
+    assert "Traceback" not in killed.output + again.output, where
+    assert again.code == 0, where
+    assert [*operation.wrong(), *killing.left_over(scene.store)] == [], where
+    running = lambda: killing.processes_of(killed.leader, scene.store.root)  # noqa: E731
+    assert killing.eventually_none(running) == [], where
+    assert killing.eventually_none(lambda: killing.loops(scene.store.root)) == [], where
+    assert killing.mounts(str(scene.root)) == [], where
+    return killed.code != 0
