@@ -15,7 +15,18 @@ import signal
 import time
 import traceback
 from contextlib import suppress
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, NoReturn, Optional, Tuple
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterator,
+    List,
+    NamedTuple,
+    NoReturn,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 from hpcwrap import run
 from hpcwrap.errors import DeniedError, HpcwrapError, SiteError, UserError
@@ -25,6 +36,7 @@ ERRORS = {"denied": DeniedError, "user": UserError, "site": SiteError}
 
 MAX_LINE = 32 << 20
 F_SETPIPE_SZ = 1031  # fcntl.F_SETPIPE_SZ has a name from Python 3.10 on
+F_SETSIG = 10  # fcntl.F_SETSIG is there on Linux only, which mypy does not know
 
 
 class Progress(NamedTuple):
@@ -46,23 +58,52 @@ def work_as(
     work: Work,
     on_progress: Report,
     seconds: float,
+    *,
+    keep: Sequence[int] = (),
 ) -> Dict[str, Any]:
     """Run `work` in a child process that is `identity` (None: ourselves), in `directory`.
 
-    Returns what it returned, which must be JSON.  Raises the HpcwrapError that it raised, or
-    SiteError when it did not end within `seconds`.
+    Of our descriptors it has those in `keep`.  Returns what it returned, which must be JSON.
+    Raises the HpcwrapError that it raised, or SiteError when it did not end within `seconds`.
+    It ends when we end, however that comes, and all processes that it started end with it.
     """
     reader, writer = os.pipe()
+    life, ours = os.pipe()
     child = os.fork()
     if child == 0:
-        _child(identity, directory, work, writer)
+        os.close(ours)
+        end_with(life)
+        _child(identity, directory, work, writer, (life, *keep))
     os.close(writer)
+    os.close(life)
     try:
         return _result(_lines(reader, time.monotonic() + seconds), on_progress)
     finally:
         os.close(reader)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        _end(child)
+        os.close(ours)
+
+
+def end_with(life: int) -> None:
+    """Have the kernel kill us and our children as soon as nobody holds the pipe's other end.
+
+    A pipe with O_ASYNC sends the signal of F_SETSIG to a process group when its last writer goes
+    (fcntl(2)): that needs no thread and works after a change of user, unlike PR_SET_PDEATHSIG.
+    """
+    os.setpgid(0, 0)
+    fcntl.fcntl(life, F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(life, fcntl.F_SETOWN, -os.getpid())
+    fcntl.fcntl(life, fcntl.F_SETFL, os.O_ASYNC)
+    if select.select([life], [], [], 0)[0]:
+        os._exit(1)  # the other end closed before the signal was set
+
+
+def _end(child: int) -> None:
+    # The child makes itself the leader of a group, which it may not have come to yet.
+    for kill in (os.kill, os.killpg):
+        with suppress(ProcessLookupError):
+            kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
 
 
 def guarded(argv: List[str]) -> List[str]:
@@ -82,11 +123,13 @@ def wide_pipe() -> Tuple[int, int]:
     return reader, writer
 
 
-def _child(identity: Optional[run.Identity], directory: str, work: Work, pipe: int) -> NoReturn:
+def _child(
+    identity: Optional[run.Identity], directory: str, work: Work, pipe: int, keep: Sequence[int]
+) -> NoReturn:
     # The edge of this process: whatever happens, nothing of the parent's stack may run here.
     code = 1
     try:
-        _become(identity, directory, pipe)
+        _become(identity, directory, (pipe, *keep))
         _send(pipe, {"result": work(lambda progress: _send(pipe, {"progress": progress}))})
         code = 0
     except HpcwrapError as error:
@@ -102,12 +145,12 @@ def _kind(error: HpcwrapError) -> str:
     return next((name for name, kind in ERRORS.items() if isinstance(error, kind)), "site")
 
 
-def _become(identity: Optional[run.Identity], directory: str, pipe: int) -> None:
+def _become(identity: Optional[run.Identity], directory: str, keep: Sequence[int]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     # Locks of the parent must not live on in here: flock(2) belongs to the open file.
     for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2 and int(name) != pipe:
+        if int(name) > 2 and int(name) not in keep:
             _close(int(name))
     os.chdir(directory)
     os.umask(0o077)

@@ -76,6 +76,40 @@ def test_a_worker_that_takes_too_long_ends_with_its_children(tmp_path: Path) -> 
         assert ended(int((tmp_path / name).read_text()))
 
 
+def test_a_worker_whose_parent_is_killed_leaves_nothing_running(tmp_path: Path) -> None:
+    def work(report: Report) -> Dict[str, Any]:
+        (tmp_path / "pid").write_text(str(os.getpid()))
+        output(
+            ["sh", "-c", f"echo $$ > {tmp_path}/part; mv {tmp_path}/part {tmp_path}/child; read x"]
+        )
+        return {}
+
+    parent = os.fork()
+    if parent == 0:
+        call(work, tmp_path, seconds=60.0)
+        os._exit(0)
+    while not (tmp_path / "child").exists():
+        time.sleep(0.01)
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    for name in ("pid", "child"):
+        assert ended(int((tmp_path / name).read_text()))
+
+
+def test_a_worker_keeps_the_descriptors_that_it_is_given(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text")
+    with (tmp_path / "file").open("rb") as file:
+        told = work_as(
+            None,
+            str(tmp_path),
+            lambda _: {"read": os.read(file.fileno(), 9).decode()},
+            lambda _: None,
+            20.0,
+            keep=(file.fileno(),),
+        )
+    assert told == {"read": "text"}
+
+
 def ended(pid: int) -> bool:
     for _ in range(100):
         try:
@@ -91,7 +125,7 @@ def ended(pid: int) -> bool:
 def test_the_worker_holds_no_descriptor_of_its_parent(tmp_path: Path) -> None:
     with (tmp_path / "lock").open("w"):
         result, _ = call(lambda _: {"open": os.listdir("/proc/self/fd")}, tmp_path)
-    assert len(result["open"]) <= 5  # 0, 1, 2, the pipe and the listing itself
+    assert len(result["open"]) <= 6  # 0, 1, 2, two pipes and the listing itself
 
 
 def test_a_directory_that_cannot_be_reached() -> None:
