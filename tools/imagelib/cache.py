@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import functools
 import glob
 import hashlib
 import os
@@ -22,7 +21,7 @@ INPUTS = ("commands", "debian", "layers", "oci", "recipes")
 
 def layout_path(cache: str, recipe: Recipe) -> str:
     """Where the image's layout is, or will be once it is built."""
-    return os.path.join(cache, f"{recipe.name}-{key()}")
+    return os.path.join(cache, f"{recipe.name}-{key(recipe)}")
 
 
 def is_built(cache: str, recipe: Recipe) -> bool:
@@ -58,11 +57,11 @@ def remove_older(cache: str, recipe: Recipe) -> None:
         shutil.rmtree(path)
 
 
-@functools.cache
-def key() -> str:
-    """The digest of what makes the layers here, and of the mirrors: the inputs of every build."""
+def key(recipe: Recipe) -> str:
+    """The digest of what makes an image here, its own module too, and of the mirrors."""
     whole = hashlib.sha256("\n".join(debian.sources()).encode())
-    modules = [f"{HERE}/{name}.py" for name in INPUTS]
+    own = recipe.make_layers.__module__.rpartition(".")[2]
+    modules = [f"{HERE}/{name}.py" for name in sorted({*INPUTS, own})]
     for path in [*modules, *sorted(glob.glob(f"{HERE}/programs/*.c"))]:
         with open(path, "rb") as file:
             whole.update(file.read())

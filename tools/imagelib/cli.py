@@ -15,16 +15,20 @@ from clusterlib.processes import node_pid
 from imagelib import cache
 from imagelib.commands import run
 from imagelib.recipes import BUSYBOX_1, DEBIAN_12, RECIPES, Recipe
+from imagelib.synthetic import SYNTHETIC
 
 EPILOG = """\
 The images: debian-12 (Debian 12 with Open MPI, three layers) and busybox-1 (two tiny layers), both
-made from Debian packages of the mirror that this machine's apt uses.  For example:
+made from Debian packages of the mirror that this machine's apt uses, and synthetic (3 GiB in 20
+layers, made of nothing, for the benchmarks).  For example:
 
   tools/image build                        debian-12, unless it is in the cache
   tools/image push debian-12               to registry:5000/debian-12:latest in the cluster
   tools/image push busybox-1 test/tiny:v2  to another repository and tag
   skopeo inspect oci:$(tools/image path debian-12)
 """
+
+IMAGES = {**RECIPES, SYNTHETIC.name: SYNTHETIC}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -83,9 +87,9 @@ def add_push_options(parser: argparse.ArgumentParser) -> None:
 
 def known_image(text: str) -> Recipe:
     """An image, from the command line."""
-    if text not in RECIPES:
-        raise argparse.ArgumentTypeError(f"there is no image {text}, only {', '.join(RECIPES)}")
-    return RECIPES[text]
+    if text not in IMAGES:
+        raise argparse.ArgumentTypeError(f"there is no image {text}, only {', '.join(IMAGES)}")
+    return IMAGES[text]
 
 
 def build(options: argparse.Namespace) -> int:
@@ -98,7 +102,7 @@ def say_and_build(options: argparse.Namespace) -> None:
     """Build, and say so: it may take a minute."""
     before = time.monotonic()
     if not cache.is_built(options.cache, options.image):
-        print(f"Building the image {options.image.name} from Debian packages …", flush=True)
+        print(f"Building the image {options.image.name} …", flush=True)
     if cache.ensure_built(options.cache, options.image):
         seconds = time.monotonic() - before
         print(f"Built in {seconds:.1f} s: {cache.layout_path(options.cache, options.image)}")
