@@ -1,8 +1,8 @@
 """References: the text that names an image, ``[registry[:port]/]repository[:tag][@digest]``.
 
-The grammar is the one of Docker's distribution project (``reference/reference.go``), which every
-registry client follows.  A reference without a registry stays without one: which registry it
-means is settled in the site's registries.conf, by skopeo.
+Grammar and defaults are those of Docker's distribution project (``reference/reference.go`` and
+``normalize.go``), which every registry client follows: no registry means docker.io, a repository
+of one part there is in ``library/``, and no tag and no digest mean the tag latest.
 """
 
 from __future__ import annotations
@@ -14,37 +14,27 @@ from hpcwrap.errors import UserError
 from hpcwrap.image.digest import is_digest
 
 DOCKER = "docker://"
-OTHER_TRANSPORTS = (
-    "containers-storage:",
-    "dir:",
-    "docker-archive:",
-    "docker-daemon:",
-    "file:",
-    "http://",
-    "https://",
-    "library://",
-    "oci-archive:",
-    "oci:",
-    "oras://",
-    "ostree:",
-    "shub://",
-    "sif:",
-    "squashfs:",
-    "tarball:",
-)
-MAX_REPOSITORY = 255
+DEFAULT_REGISTRY = "docker.io"
+OLD_DEFAULT_REGISTRY = "index.docker.io"
+OFFICIAL = "library/"
 LATEST = "latest"
+MAX_REPOSITORY = 255
+MAX_PORT = 65535
 
 _NAME = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*\Z")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\Z")
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
 _HOST = re.compile(
-    r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*"
-    r"|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?\Z"
+    rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9A-Fa-f]*:[0-9A-Fa-f:.]*\])(?::([0-9]{{1,5}}))?\Z"
 )
+_IMAGE_ID = re.compile(r"[0-9a-f]{64}\Z")
 
 
 class Reference(NamedTuple):
-    """A parsed reference; ``str()`` of it is its one canonical text."""
+    """A parsed reference; ``str()`` of it is its one canonical text, as short as Docker's.
+
+    registry and repository are whole: docker.io and library/ stand where they were left out.
+    """
 
     registry: str
     repository: str
@@ -52,14 +42,17 @@ class Reference(NamedTuple):
     digest: Optional[str]
 
     def __str__(self) -> str:
-        tag = f":{self.tag}" if self.tag else ""
-        digest = f"@{self.digest}" if self.digest else ""
-        return f"{self.name}{tag}{digest}"
+        return f"{self._short_name()}{self._suffix()}"
+
+    @property
+    def full(self) -> str:
+        """The canonical text with nothing left out, for allow-lists: docker.io/library/x:tag."""
+        return f"{self.name}{self._suffix()}"
 
     @property
     def name(self) -> str:
         """Registry and repository, without tag and digest."""
-        return f"{self.registry}/{self.repository}" if self.registry else self.repository
+        return f"{self.registry}/{self.repository}"
 
     @property
     def loopback(self) -> bool:
@@ -68,34 +61,36 @@ class Reference(NamedTuple):
         host = host or self.registry
         return host in ("localhost", "[::1]") or host.startswith("127.")
 
+    def _short_name(self) -> str:
+        if self.registry != DEFAULT_REGISTRY:
+            return self.name
+        short = _without_library(self.repository)
+        # docker.io/a.b/c stays as it is: a.b/c would be a repository of the registry a.b.
+        return self.name if _split_registry(short)[0] else short
+
+    def _suffix(self) -> str:
+        tag = f":{self.tag}" if self.tag else ""
+        return f"{tag}@{self.digest}" if self.digest else tag
+
 
 def parse_reference(text: str) -> Reference:
     """Parse ``[docker://][registry[:port]/]repository[:tag][@digest]``.
 
-    The tag is ``latest`` where neither tag nor digest is given.  Raises UserError with the part
-    that is wrong.
+    Raises UserError with the part that is wrong.
     """
-    rest = _strip_transport(text)
-    rest, at, digest = rest.partition("@")
+    rest, at, digest = text[len(DOCKER) if text.startswith(DOCKER) else 0 :].partition("@")
     if at and not is_digest(digest):
-        _refuse(text, f"{digest!r} is no sha256 digest")
+        _refuse(text, f"{digest[:80]!r} is no sha256 digest")
     rest, tag = _split_tag(rest)
     if tag is not None and not _TAG.match(tag):
-        _refuse(text, f"{tag!r} is no tag")
+        _refuse(text, f"{tag[:80]!r} is no tag")
     registry, repository = _split_registry(rest)
     _check_registry(text, registry)
     _check_repository(text, repository)
+    registry, repository = _normalized(registry, repository)
+    if len(repository) > MAX_REPOSITORY:
+        _refuse(text, f"the repository is longer than {MAX_REPOSITORY} characters")
     return Reference(registry, repository, tag or (None if digest else LATEST), digest or None)
-
-
-def _strip_transport(text: str) -> str:
-    if text.startswith(DOCKER):
-        return text[len(DOCKER) :]
-    for transport in OTHER_TRANSPORTS:
-        # "oci:1.0" is a fine reference (repository oci), "oci:/a/layout" is another transport.
-        if text.startswith(transport) and (transport.endswith("//") or "/" in text):
-            _refuse(text, f"images come from registries only, {transport} is not supported")
-    return text
 
 
 def _split_tag(text: str) -> Tuple[str, Optional[str]]:
@@ -112,20 +107,39 @@ def _split_registry(text: str) -> Tuple[str, str]:
     return (first, rest) if slash and is_host else ("", text)
 
 
+def _normalized(registry: str, repository: str) -> Tuple[str, str]:
+    if registry in ("", OLD_DEFAULT_REGISTRY):
+        registry = DEFAULT_REGISTRY
+    if registry == DEFAULT_REGISTRY and "/" not in repository:
+        repository = OFFICIAL + repository
+    return registry, repository
+
+
+def _without_library(repository: str) -> str:
+    name = repository[len(OFFICIAL) :] if repository.startswith(OFFICIAL) else repository
+    return repository if "/" in name else name
+
+
 def _check_registry(text: str, registry: str) -> None:
-    if registry and not _HOST.match(registry):
-        _refuse(text, f"{registry!r} is no registry")
+    if not registry:
+        return
+    host = _HOST.match(registry)
+    if not host:
+        _refuse(text, f"{registry[:80]!r} is no registry")
+    if host[1] and not 0 < int(host[1]) <= MAX_PORT:
+        _refuse(text, f"{host[1]} is no port")
 
 
 def _check_repository(text: str, repository: str) -> None:
     if not repository:
         _refuse(text, "it names no repository")
-    if len(repository) > MAX_REPOSITORY:
-        _refuse(text, f"the repository is longer than {MAX_REPOSITORY} characters")
+    if _IMAGE_ID.match(repository):
+        # Docker refuses it, too: it cannot be told from the id of an image.
+        _refuse(text, "it is a digest without a repository")
     for part in repository.split("/"):
         if not _NAME.match(part):
-            hint = "; repositories are lower-case" if _NAME.match(part.lower()) else ""
-            _refuse(text, f"{part!r} cannot be part of a repository{hint}")
+            why = "; repositories are lower-case" if _NAME.match(part.lower()) else ""
+            _refuse(text, f"{part[:80]!r} cannot be part of a repository{why}")
 
 
 def _refuse(text: str, reason: str) -> NoReturn:
