@@ -2,7 +2,7 @@
 
     limiter.py HOST:PORT UPSTREAM_HOST:PORT --rate BYTES_A_SECOND --refuse N
 
-Only what a pull needs: GET and HEAD.  Every answer is a line `METHOD PATH CODE` on stdout.
+Only what a pull needs: GET and HEAD.  Every answer is a line `CLIENT METHOD PATH CODE` on stdout.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def begin(self, status: int, headers: List[Tuple[str, str]]) -> None:
         """Send the head of an answer."""
-        print(f"{self.command} {self.path} {status}", flush=True)
+        print(self.client_address[0], self.command, self.path, status, flush=True)
         self.send_response_only(status)
         for name, value in headers:
             if name.lower() not in ("connection", "transfer-encoding"):
