@@ -6,56 +6,190 @@ import fcntl
 import json
 import os
 import stat
-import tempfile
+import threading
 import time
-from typing import IO, Any, Dict
+from contextlib import ExitStack
+from typing import IO, Any, Dict, Iterator, List, Optional
 
 from hpcwrap.errors import SiteError
-from hpcwrap.image.reference import Reference
-from hpcwrap.image.store import VERSION, Store
+from hpcwrap.image.digest import hex_digits
+from hpcwrap.image.lease import holders
+from hpcwrap.image.store import (
+    VERSION,
+    Document,
+    Link,
+    Store,
+    parse_key,
+    read_document,
+)
+from hpcwrap.image.workspace import make_directory, new_file
 
 COPY = 8 << 20
+MAX_HISTORY = 20
+EVERYONES = 0o444
+ROOTS = 0o400
 
 
-def publish_image(store: Store, digest: str, made: str, document: Dict[str, Any]) -> None:
+def publish_image(store: Store, digest: str, made: str, document: Document) -> None:
     """Take the file `made`, which the image user made, as the squashfs of an image.
 
-    Raises SiteError when it is not what it has to be: a plain file with one name.
+    document["uids"], if there and not empty, makes it these users' alone.  The caller holds the
+    image's lock.  Raises SiteError when the file is not what it has to be: a plain file with one
+    name.
     """
     target = store.squashfs_path(digest)
+    mode = _mode(document)
     if os.geteuid() == 0:
         # What is looked at below and what is renamed at the end must be one file: no process of
         # the image user may change names here any more.
         os.chown(os.path.dirname(made), 0, 0)
-    descriptor = os.open(made, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
-            raise SiteError(f"cannot take {made} into the store: it is no plain file")
-        if os.geteuid() == 0:
-            os.fchown(descriptor, 0, 0)
-        os.fchmod(descriptor, 0o444)
-        if os.geteuid() == 0 and not _nobody_writes(descriptor):
-            _publish_copy(file, target)
-        else:
-            os.fsync(descriptor)
-            os.rename(made, target)
-    document = {**document, "version": VERSION, "digest": digest}
-    write_document(store.document_path(digest), document)
+    with ExitStack() as stack:
+        file = stack.enter_context(_open_made(made))
+        if os.geteuid() == 0 and not _nobody_writes(file.fileno()):
+            file = _copied(file, stack.enter_context(new_file(target)))
+            made = file.name
+        os.fchmod(file.fileno(), mode)
+        sha256 = sync_and_hash(file.fileno())
+        set_aside_if_held(store, digest)
+        os.rename(made, target)
+    own = {"version": VERSION, "digest": digest, "sha256": sha256}
+    write_document(store.document_path(digest), {**document, **own}, mode)
 
 
-def publish_link(store: Store, reference: Reference, digest: str) -> None:
-    """Remember what a reference was resolved to just now."""
-    link = {"version": VERSION, "reference": str(reference), "digest": digest}
-    write_document(store.ref_path(reference), {**link, "resolved": time.time()})
+def publish_link(store: Store, name: object, digest: str, stamp: str = "") -> None:
+    """Remember what a reference was resolved to just now; the caller holds the reference's lock.
+
+    `name` is a Reference, a Source or the canonical text of one.
+    """
+    old = store.find_link(name)
+    earlier = [one for one in old.history if one != digest] if old else []
+    history = (digest, *earlier)[:MAX_HISTORY]
+    write_link(store, Link(str(name), digest, time.time(), history, stamp=stamp))
 
 
-def write_document(path: str, document: Dict[str, Any]) -> None:
-    """Write a JSON document under another name, then rename it."""
-    directory, name = os.path.split(path)
-    with _new_file(directory, name) as file:
+def note_failure(store: Store, text: str, sentence: str) -> None:
+    """Remember why a reference could not be refreshed; until the next publish_link.
+
+    The caller holds the reference's lock.
+    """
+    link = store.find_link(parse_key(text)[0])
+    if link is not None:
+        write_link(store, link._replace(failed=sentence, failed_at=time.time()))
+
+
+def write_link(store: Store, link: Link) -> None:
+    """Write a file of refs/; that of a private image is root's alone, as the image is."""
+    image = store.find_digest(link.digest)
+    mode = ROOTS if image and image.uids else EVERYONES
+    write_document(store.ref_path(link.reference), {"version": VERSION, **link._asdict()}, mode)
+
+
+def grant(store: Store, digest: str, uid: int) -> None:
+    """Let one more user use a private image; everyone's image stays everyone's.
+
+    The caller holds the image's lock.  Raises OSError or DamagedError.
+    """
+    document = read_document(store.document_path(digest))
+    uids: List[int] = document.get("uids", [])
+    if uids and uid not in uids:
+        change_document(store, digest, {"uids": [*uids, uid]})
+
+
+def share(store: Store, digest: str) -> None:
+    """Let everyone use an image; the caller holds the image's lock.
+
+    Raises OSError or DamagedError.
+    """
+    change_document(store, digest, {"uids": []})
+    # The document goes first: whoever may read it may come to the squashfs a moment later.
+    os.chmod(store.squashfs_path(digest), EVERYONES)
+    for link in store.links()[0]:
+        if link.digest == digest:
+            os.chmod(store.ref_path(link.reference), EVERYONES)
+
+
+def change_document(store: Store, digest: str, changes: Document) -> None:
+    """Change fields of an image's document; its mtime, the last use, stays."""
+    path = store.document_path(digest)
+    document = {**read_document(path), **changes}
+    write_document(path, document, _mode(document), used=os.stat(path).st_mtime)
+
+
+def write_document(
+    path: str, document: Dict[str, Any], mode: int = EVERYONES, used: Optional[float] = None
+) -> None:
+    """Write a JSON document under another name, then rename it; `used` becomes its mtime."""
+    with new_file(path) as file:
         file.write(json.dumps(document, indent=1, sort_keys=True).encode() + b"\n")
-        _rename(file, path)
+        file.flush()
+        os.fchmod(file.fileno(), mode)
+        if used is not None:
+            os.utime(file.fileno(), (used, used))
+        os.fsync(file.fileno())
+        os.rename(file.name, path)
+
+
+def set_aside_if_held(store: Store, digest: str) -> None:
+    """Keep an old squashfs of this name alive for the jobs that still have it open.
+
+    On NFS a file whose last name goes is gone, also for another node that has it mounted.
+    """
+    path = store.squashfs_path(digest)
+    if os.path.exists(path) and holders(store, digest):
+        make_directory(store, store.aside_directory, 0o700)
+        name = f"{hex_digits(digest)}.{time.time_ns()}.sqsh"
+        os.rename(path, os.path.join(store.aside_directory, name))
+
+
+def sync_and_hash(descriptor: int) -> str:
+    """Bring a file to the disk; meanwhile, its sha256 in hex, which so costs no time of its own."""
+    import hashlib
+
+    sha256 = hashlib.sha256()
+    failed: List[OSError] = []
+
+    def hash_it() -> None:
+        try:
+            for chunk in chunks(descriptor):
+                sha256.update(chunk)
+        except OSError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=hash_it)
+    thread.start()
+    try:
+        os.fsync(descriptor)
+    finally:
+        thread.join()
+    if failed:
+        raise failed[0]
+    return sha256.hexdigest()
+
+
+def chunks(descriptor: int) -> Iterator[bytes]:
+    """The content of a file from its beginning, whatever its position is."""
+    at = 0
+    while True:
+        chunk = os.pread(descriptor, COPY, at)
+        if not chunk:
+            return
+        at += len(chunk)
+        yield chunk
+
+
+def _mode(document: Document) -> int:
+    return ROOTS if document.get("uids") else EVERYONES
+
+
+def _open_made(made: str) -> IO[bytes]:
+    descriptor = os.open(made, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+        os.close(descriptor)
+        raise SiteError(f"cannot take {made} into the store: it is no plain file")
+    if os.geteuid() == 0:
+        os.fchown(descriptor, 0, 0)
+    return os.fdopen(descriptor, "rb")
 
 
 def _nobody_writes(descriptor: int) -> bool:
@@ -69,20 +203,7 @@ def _nobody_writes(descriptor: int) -> bool:
     return True
 
 
-def _publish_copy(source: IO[bytes], target: str) -> None:
-    directory, name = os.path.split(target)
-    with _new_file(directory, name) as file:
-        while os.sendfile(file.fileno(), source.fileno(), None, COPY):
-            pass
-        _rename(file, target)
-
-
-def _new_file(directory: str, name: str) -> IO[bytes]:
-    return tempfile.NamedTemporaryFile(dir=directory, prefix=f".{name[:100]}.", delete=False)
-
-
-def _rename(file: IO[bytes], path: str) -> None:
-    file.flush()
-    os.fchmod(file.fileno(), 0o444)
-    os.fsync(file.fileno())
-    os.rename(file.name, path)
+def _copied(source: IO[bytes], file: IO[bytes]) -> IO[bytes]:
+    while os.sendfile(file.fileno(), source.fileno(), None, COPY):
+        pass
+    return file

@@ -1,10 +1,14 @@
 """The store: which image is where.  Reading only, and cheap: the warm prolog looks here.
 
     STORE/images/<hex>.sqsh     the squashfs of an image, named by the digest of its manifest
-    STORE/images/<hex>.json     its configuration, where it came from, its sizes
-    STORE/refs/<reference>      reference → digest, and when that was resolved
+    STORE/images/<hex>.json     its configuration, where it came from, its sizes, whose it is;
+                                the file's mtime is the image's last use
+    STORE/refs/<reference>      reference → digest, when that was resolved, earlier digests
+    STORE/leases/<hex>/         which job of which node uses the image (lease.py)
     STORE/locks/                one puller per reference and image (pull.py)
     STORE/tmp/                  work of pulls under way (workspace.py)
+    STORE/blobs/                downloaded layers (speed of later pulls)
+    STORE/aside/                what was damaged, or replaced while a job used it (verify.py)
 
 Everything appears by rename; an image exists when both of its files do.
 """
@@ -13,16 +17,20 @@ from __future__ import annotations
 
 import json
 import os
+import time
+from contextlib import suppress
 from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 from hpcwrap.image.digest import ALGORITHM, hex_digits, is_digest
-from hpcwrap.image.reference import Reference, parse_reference
+from hpcwrap.image.source import parse_source
 
 VERSION = 1
 """Of the documents in the store; one of another version counts as broken."""
 
 MAX_DOCUMENT = 16 << 20
 MAX_FILE_NAME = 200
+TOUCH_EVERY = 3600.0
+"""Seconds between two notes of an image's use: one write an hour, not one for each job."""
 
 Document = Dict[str, Any]
 
@@ -39,7 +47,11 @@ class ImageConfig(NamedTuple):
 
 
 class Image(NamedTuple):
-    """An image in the store; size is that of the squashfs in bytes, pulled an epoch in s."""
+    """An image in the store; size is that of the squashfs in bytes, pulled and used epochs in s.
+
+    uids are those who may use it, none: everyone; sha256 is that of the squashfs file, in hex, or
+    empty where it was made by an hpcwrap that did not keep it.
+    """
 
     digest: str
     squashfs: str
@@ -47,14 +59,26 @@ class Image(NamedTuple):
     config: ImageConfig
     size: int
     pulled: float
+    uids: Tuple[int, ...] = ()
+    sha256: str = ""
+    used: float = 0.0
 
 
 class Link(NamedTuple):
-    """A reference and the digest that it was resolved to, `resolved` (an epoch in s)."""
+    """A reference and the digest that it was resolved to, `resolved` (an epoch in s).
+
+    history: the digests that it has had, newest (`digest`) first.  failed: the sentence of the
+    last refresh, at `failed_at`, if that failed.  stamp: what a file looked like from which the
+    image was made.
+    """
 
     reference: str
     digest: str
     resolved: float
+    history: Tuple[str, ...] = ()
+    failed: str = ""
+    failed_at: float = 0.0
+    stamp: str = ""
 
 
 class DamagedError(ValueError):
@@ -68,8 +92,10 @@ class Store:
         self.root = root
         self.images_directory = os.path.join(root, "images")
         self.refs_directory = os.path.join(root, "refs")
+        self.leases_directory = os.path.join(root, "leases")
         self.locks_directory = os.path.join(root, "locks")
         self.tmp_directory = os.path.join(root, "tmp")
+        self.aside_directory = os.path.join(root, "aside")
 
     def squashfs_path(self, digest: str) -> str:
         """Where the squashfs of an image is, or will be."""
@@ -79,26 +105,49 @@ class Store:
         """Where the document of an image is, or will be."""
         return os.path.join(self.images_directory, hex_digits(digest) + ".json")
 
-    def ref_path(self, reference: Reference) -> str:
-        """Where the digest of a reference is, or will be."""
-        return os.path.join(self.refs_directory, file_name(str(reference)))
+    def ref_path(self, name: object) -> str:
+        """Where the digest of a reference is, or will be; `name` is a Reference or its text."""
+        return os.path.join(self.refs_directory, file_name(str(name)))
 
-    def find(self, reference_text: str) -> Optional[Image]:
+    def find(self, text: str) -> Optional[Image]:
         """The image that a reference names, as far as this store knows; None if it does not.
 
         Raises UserError for text that is no reference.
         """
-        reference = parse_reference(reference_text)
-        link = self.find_link(reference)
-        digest = link.digest if link else reference.digest
-        return self.find_digest(digest, str(reference)) if digest else None
+        key, digest = parse_key(text)
+        link = self.find_link(key)
+        digest = link.digest if link else digest
+        return self.find_digest(digest, key) if digest else None
 
-    def find_link(self, reference: Reference) -> Optional[Link]:
+    def find_pinned(self, text: str, digest: str) -> Optional[Image]:
+        """The image of a digest, if the reference has that digest or had it; None otherwise.
+
+        Who names a digest that the reference never had asks for another image than the one whose
+        name was checked.  Raises UserError for text that is no reference.
+        """
+        key, own = parse_key(text)
+        link = self.find_link(key)
+        if digest != own and (link is None or digest not in link.history):
+            return None
+        return self.find_digest(digest, key)
+
+    def find_link(self, name: object) -> Optional[Link]:
         """What a reference was resolved to, or None when it never was."""
         try:
-            return read_link(self.ref_path(reference))
+            return read_link(self.ref_path(name))
         except (OSError, DamagedError):
             return None
+
+    def look_anew(self) -> None:
+        """Make the next look at names here a fresh one, also where the store is on NFS.
+
+        An NFS client believes for up to a minute that a name is there, or is not.  Opening a
+        directory makes it ask the server for the directory's time of change, and so for the names
+        in it if that differs (nfs(5), "Close-to-open cache consistency").
+        """
+        for directory in (self.images_directory, self.refs_directory, self.leases_directory):
+            with suppress(OSError):
+                os.close(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
 
     def find_digest(self, digest: str, reference: str = "") -> Optional[Image]:
         """The image of a digest, or None when it is not there whole."""
@@ -113,7 +162,6 @@ class Store:
         Raises OSError when a file is missing, DamagedError when the document makes no sense.
         """
         squashfs = self.squashfs_path(digest)
-        size = os.stat(squashfs).st_size
         path = self.document_path(digest)
         document = read_document(path)
         try:
@@ -122,24 +170,33 @@ class Store:
                 squashfs=squashfs,
                 reference=reference or str(document["reference"]),
                 config=parse_config(document["config"]),
-                size=size,
+                size=os.stat(squashfs).st_size,
                 pulled=float(document["pulled"]),
+                uids=tuple(int(uid) for uid in document.get("uids", ())),
+                sha256=str(document.get("sha256", "")),
+                used=os.stat(path).st_mtime,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise DamagedError(f"{path}: {error!r}") from None
 
     def images(self) -> Tuple[List[Image], List[str]]:
-        """All images, newest first, and a sentence for each that cannot be read."""
+        """All images that we may read, newest first, and a sentence for each that is damaged."""
         images, problems = [], []
-        for name in _names(self.images_directory, ".sqsh"):
-            digest = f"{ALGORITHM}:{name[: -len('.sqsh')]}"
-            if not is_digest(digest):
-                continue
+        for digest in self.digests():
             try:
                 images.append(self.read_image(digest))
+            except PermissionError:
+                continue  # a private image, and we are not root
             except (OSError, DamagedError) as error:
-                problems.append(f"cannot read the image {digest}: {error}")
+                if os.path.exists(self.document_path(digest)):
+                    problems.append(f"cannot read the image {digest}: {error}")
         return sorted(images, key=lambda image: -image.pulled), problems
+
+    def digests(self) -> List[str]:
+        """The digests of all images, as the names of their documents say."""
+        names = _names(self.images_directory, ".json")
+        found = [f"{ALGORITHM}:{name[: -len('.json')]}" for name in names]
+        return [digest for digest in found if is_digest(digest)]
 
     def links(self) -> Tuple[List[Link], List[str]]:
         """All references, and a sentence for each that cannot be read."""
@@ -147,19 +204,50 @@ class Store:
         for name in _names(self.refs_directory, ""):
             try:
                 links.append(read_link(os.path.join(self.refs_directory, name)))
+            except (FileNotFoundError, PermissionError):
+                continue  # removed since the listing, or a private image's
             except (OSError, DamagedError) as error:
                 problems.append(f"cannot read the reference {name}: {error}")
         return links, problems
 
 
+def allowed(image: Image, uid: int) -> bool:
+    """Whether a user may use an image: it is everyone's, or that user's too; root may always."""
+    return not image.uids or uid == 0 or uid in image.uids
+
+
+def touch_used(image: Image) -> None:
+    """Note that an image is used now: its document's mtime, at most once in TOUCH_EVERY.
+
+    A store that this node may only read keeps no such notes.
+    """
+    if time.time() - image.used < TOUCH_EVERY:
+        return
+    with suppress(OSError):
+        os.utime(f"{image.squashfs[: -len('.sqsh')]}.json")
+
+
+def parse_key(text: str) -> Tuple[str, Optional[str]]:
+    """The canonical text of a source, by which refs/ has it, and the digest in it if any.
+
+    Raises UserError for text that names no image.
+    """
+    source = parse_source(text)
+    # The digest in an engine's reference is not that of the image that we make of it.
+    reference = None if source.local else source.reference
+    return str(source), reference.digest if reference else None
+
+
 def file_name(reference: str) -> str:
     """A file name for a reference, the same one always; a long one is named by its digest."""
     escaped = reference.replace("%", "%25").replace("/", "%2F")
-    if len(escaped) <= MAX_FILE_NAME:
+    if escaped.startswith("."):
+        escaped = "%2E" + escaped[1:]
+    if len(os.fsencode(escaped)) <= MAX_FILE_NAME:
         return escaped
     from hpcwrap.image.digest import digest_of
 
-    return digest_of(reference.encode()).replace(":", "%3A%2F")
+    return digest_of(os.fsencode(reference)).replace(":", "%3A%2F")
 
 
 def read_link(path: str) -> Link:
@@ -169,13 +257,20 @@ def read_link(path: str) -> Link:
     """
     document = read_document(path)
     try:
+        digest = str(document["digest"])
         link = Link(
-            str(document["reference"]), str(document["digest"]), float(document["resolved"])
+            reference=str(document["reference"]),
+            digest=digest,
+            resolved=float(document["resolved"]),
+            history=tuple(str(one) for one in document.get("history", (digest,))),
+            failed=str(document.get("failed", "")),
+            failed_at=float(document.get("failed_at", 0.0)),
+            stamp=str(document.get("stamp", "")),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedError(f"{path}: {error!r}") from None
-    if not is_digest(link.digest):
-        raise DamagedError(f"{path}: {link.digest!r} is no digest")
+    if not all(is_digest(one) for one in (digest, *link.history)):
+        raise DamagedError(f"{path}: a digest in it is none")
     return link
 
 

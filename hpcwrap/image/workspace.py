@@ -8,19 +8,25 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import random
 import shutil
 import tempfile
 import time
 from contextlib import contextmanager, suppress
-from typing import Callable, Iterator, Optional
+from typing import IO, Callable, Iterator, List, Optional, cast
 
 from hpcwrap import run
 from hpcwrap.errors import SiteError, UserError
 from hpcwrap.image.store import Store
 
-POLL = 0.05
-LEFTOVER_AGE = 86400.0
-"""Seconds after which a document that nobody renamed was left by a killed process."""
+HIDDEN = ".removing"
+"""How the document of an image ends while it is removed (remove.py)."""
+
+FIRST_WAIT = 0.05
+LAST_WAIT = 2.0
+GROWTH = 1.5
+"""Seconds between two looks at a lock that another holds: few at first, then at ease, because
+thousands of nodes may look at one server's lock."""
 
 
 def ensure_store(store: Store) -> None:
@@ -32,16 +38,25 @@ def ensure_store(store: Store) -> None:
         store.root: 0o755,
         store.images_directory: 0o755,
         store.refs_directory: 0o755,
+        store.leases_directory: 0o755,
         # Whoever can open a lock's file can hold the lock: only the store's owner may.
         store.locks_directory: 0o700,
         # Searchable, so that the image user comes to its own directory, and closed otherwise.
         store.tmp_directory: 0o711,
     }
+    for directory, mode in modes.items():
+        make_directory(store, directory, mode)
+
+
+def make_directory(store: Store, directory: str, mode: int) -> None:
+    """Make one of the store's directories if it is missing.
+
+    Raises UserError for a user who may not write there, SiteError for other reasons.
+    """
     try:
-        for directory, mode in modes.items():
-            if not os.path.isdir(directory):
-                os.makedirs(directory, exist_ok=True)
-                os.chmod(directory, mode)
+        if not os.path.isdir(directory):
+            os.makedirs(directory, exist_ok=True)
+            os.chmod(directory, mode)
     except PermissionError as error:
         raise _no_permission(store, error) from None
     except OSError as error:
@@ -56,15 +71,58 @@ def locked(
 
     on_wait is called once when it is not free.  Raises SiteError after `seconds`.
     """
-    path = os.path.join(store.locks_directory, name)
+    lock = _Lock(store, name)
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except PermissionError as error:
-        raise _no_permission(store, error) from None
-    try:
-        yield _wait_for(descriptor, path, seconds, on_wait)
+        yield lock.wait(seconds, on_wait or _nothing, _never)
     finally:
-        os.close(descriptor)
+        lock.close()
+
+
+@contextmanager
+def locked_unless(
+    store: Store,
+    name: str,
+    seconds: float,
+    arrived: Callable[[], bool],
+    on_wait: Optional[Callable[[], None]] = None,
+) -> Iterator[bool]:
+    """Hold the lock of that name, unless what its holder makes is there before; yields whether.
+
+    arrived() is asked while another holds the lock: those who wait need not queue for it one
+    after the other.  Raises SiteError after `seconds`.
+    """
+    lock = _Lock(store, name)
+    try:
+        lock.wait(seconds, on_wait or _nothing, arrived)
+        yield lock.held
+    finally:
+        lock.close()
+
+
+@contextmanager
+def new_file(path: str) -> Iterator[IO[bytes]]:
+    """A new file beside `path`, to be renamed to it; it goes with the with block if it is not.
+
+    It is locked while its writer lives: so everyone on every node can tell what was left.
+    """
+    with _new_locked(*os.path.split(path)) as file:
+        try:
+            yield file
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(file.name)
+
+
+def _new_locked(directory: str, name: str) -> IO[bytes]:
+    while True:
+        prefix = f".{name[:100]}."
+        file = tempfile.NamedTemporaryFile(  # noqa: SIM115  the caller closes it
+            dir=directory, prefix=prefix, delete=False
+        )
+        # Who looks for leftovers may have taken it before it was locked.
+        if _try_lock(file.fileno(), file.name) and _has_name(file.fileno()):
+            return cast("IO[bytes]", file)
+        file.close()
 
 
 @contextmanager
@@ -99,54 +157,144 @@ def _drop_lock(store: Store, directory: str) -> None:
         os.unlink(os.path.join(store.locks_directory, os.path.basename(directory)))
 
 
-def remove_leftovers(store: Store) -> None:
-    """Remove what killed pulls left: directories in STORE/tmp that nobody has locked, and
-    documents under their first name.
+def remove_leftovers(store: Store) -> List[str]:
+    """Remove what killed writers left: directories in STORE/tmp that nobody has locked, and files
+    under their first name.  Returns their paths; the caller holds tmp.lock.
     """
+    removed = []
     for item in os.scandir(store.tmp_directory):
         # Owners remove and rename what is theirs without asking: it may be gone by now.
-        if item.is_dir(follow_symlinks=False):
-            _remove_unlocked(store, item.path)
+        if item.is_dir(follow_symlinks=False) and _remove_unlocked(store, item.path):
+            removed.append(item.path)
     for directory in (store.images_directory, store.refs_directory):
         for item in os.scandir(directory):
-            if item.name.startswith("."):
-                with suppress(FileNotFoundError):
-                    _remove_old(item.path)
+            if is_first_name(item.name) and _remove_ownerless(item.path):
+                removed.append(item.path)
+    return removed
 
 
-def _remove_unlocked(store: Store, directory: str) -> None:
-    descriptor = _open_lock(store, directory)
+def is_first_name(name: str) -> bool:
+    """Whether new_file() made a name; .nfs… is a server's name for what is still open there."""
+    hidden = name.startswith(".") and not name.startswith(".nfs")
+    return hidden and not name.endswith(HIDDEN)
+
+
+def is_free(path: str) -> bool:
+    """Whether a lock's file is there and nobody holds the lock."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(directory, ignore_errors=True)
-        _drop_lock(store, directory)
-    except BlockingIOError:
-        return  # a pull works there
+        descriptor = os.open(path, _lock_flags())
+    except OSError:
+        return False
+    try:
+        return _try_lock(descriptor, path)
     finally:
         os.close(descriptor)
 
 
-def _remove_old(document: str) -> None:
-    if time.time() - os.stat(document).st_mtime > LEFTOVER_AGE:
-        os.unlink(document)
+def remove_lock(store: Store, name: str) -> bool:
+    """Remove the file of a lock that nobody holds; whether that was so.
+
+    Safe while others come for it: who gets a lock whose file has gone takes a new one (_Lock).
+    """
+    return _remove_ownerless(os.path.join(store.locks_directory, name))
 
 
-def _wait_for(
-    descriptor: int, path: str, seconds: float, on_wait: Optional[Callable[[], None]]
-) -> bool:
-    deadline = time.monotonic() + seconds
-    waited = False
-    while not _try_lock(descriptor, path):
-        if not waited and on_wait:
-            on_wait()
-        waited = True
-        if time.monotonic() > deadline:
-            raise SiteError(
-                "waited longer than the site allows for another pull of the same image",
-                "see the setting pull_timeout",
-            )
-        time.sleep(POLL)
-    return waited
+def _remove_unlocked(store: Store, directory: str) -> bool:
+    descriptor = _open_lock(store, directory)
+    try:
+        if not _try_lock(descriptor, directory):
+            return False  # a pull works there
+        shutil.rmtree(directory, ignore_errors=True)
+        _drop_lock(store, directory)
+        return True
+    finally:
+        os.close(descriptor)
+
+
+def _remove_ownerless(path: str) -> bool:
+    try:
+        descriptor = os.open(path, _lock_flags())
+    except OSError:
+        return False
+    try:
+        if not _try_lock(descriptor, path) or not _has_name(descriptor):
+            return False
+        os.unlink(path)
+        return True
+    except FileNotFoundError:
+        return False  # renamed to what it was to become
+    finally:
+        os.close(descriptor)
+
+
+def _lock_flags() -> int:
+    # An NFS client gives an exclusive lock to what is open for writing only (flock(2), "NFS
+    # details"); who is not root cannot open a file of mode 0444 so.
+    mode = os.O_RDWR if os.geteuid() == 0 else os.O_RDONLY
+    return mode | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+class _Lock:
+    """A lock's file, open; `held` once wait() has got it."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self.store = store
+        self.path = os.path.join(store.locks_directory, name)
+        self.held = False
+        self._descriptor = self._open()
+
+    def wait(
+        self, seconds: float, on_wait: Callable[[], None], arrived: Callable[[], bool]
+    ) -> bool:
+        """Wait for the lock, or for what its holder makes; whether another held it before."""
+        deadline = time.monotonic() + seconds
+        pause = FIRST_WAIT
+        waited = False
+        while not self._take():
+            if not waited:
+                on_wait()
+            waited = True
+            if arrived():
+                return True
+            if time.monotonic() > deadline:
+                raise SiteError(
+                    "waited longer than the site allows for another pull of the same image",
+                    "see the setting pull_timeout",
+                )
+            # Those who began to wait together do not look together.
+            time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311  no secret
+            pause = min(pause * GROWTH, LAST_WAIT)
+        return waited
+
+    def close(self) -> None:
+        """Give the lock back."""
+        os.close(self._descriptor)
+
+    def _take(self) -> bool:
+        while _try_lock(self._descriptor, self.path):
+            # The file may have been removed between open and flock (remove_lock): then others
+            # lock a new one.
+            if _has_name(self._descriptor):
+                self.held = True
+                return True
+            os.close(self._descriptor)
+            self._descriptor = self._open()
+        return False
+
+    def _open(self) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            return os.open(self.path, flags, 0o600)
+        except PermissionError as error:
+            raise _no_permission(self.store, error) from None
+
+
+def _nothing() -> None:
+    """Tell nobody."""
+
+
+def _never() -> bool:
+    return False
 
 
 def _try_lock(descriptor: int, path: str) -> bool:
@@ -156,8 +304,18 @@ def _try_lock(descriptor: int, path: str) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
+        if error.errno == errno.ESTALE:
+            return True  # removed on an NFS server since it was opened: _has_name() tells
         hint = "mount Lustre with -o flock" if error.errno == errno.ENOSYS else ""
         raise SiteError(f"cannot lock {path}: {error.strerror}", hint) from None
+
+
+def _has_name(descriptor: int) -> bool:
+    # An NFS client asks the server anew once it has a lock: the number is no old one.
+    try:
+        return os.fstat(descriptor).st_nlink > 0
+    except OSError:
+        return False
 
 
 def _no_permission(store: Store, error: OSError) -> UserError:

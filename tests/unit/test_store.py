@@ -23,7 +23,7 @@ from hpcwrap.image.reference import parse_reference
 from hpcwrap.image.remove import remove
 from hpcwrap.image.store import ImageConfig, Store, file_name, parse_config
 from hpcwrap.image.worker import Report, work_as
-from hpcwrap.image.workspace import ensure_store, locked, workspace
+from hpcwrap.image.workspace import ensure_store, locked, new_file, workspace
 from hpcwrap.run import Identity
 
 NOBODY = Identity(65534, 65534) if os.geteuid() == 0 else None
@@ -221,14 +221,19 @@ def test_a_workspace_goes_and_what_killed_pulls_left_too(store: Store) -> None:
     assert os.listdir(store.tmp_directory) == []
 
 
-def test_documents_that_nobody_renamed_go_after_a_day(store: Store) -> None:
-    fresh, old = Path(store.refs_directory, ".a.new"), Path(store.images_directory, ".b.new")
-    for path in (fresh, old):
-        path.touch()
-    os.utime(old, (0, 0))
-    with workspace(store, None, 5):
-        assert fresh.exists()
+def test_files_that_nobody_renamed_go_with_their_writer(store: Store) -> None:
+    old = Path(store.images_directory, ".b.new")
+    old.touch()
+    hidden = Path(store.images_directory, ".b.json.removing")
+    hidden.touch()
+    silly = Path(store.refs_directory, ".nfs0001")
+    silly.touch()
+    with new_file(store.ref_path("a:1")) as fresh, workspace(store, None, 5):
+        assert os.path.exists(fresh.name)
         assert not old.exists()
+        assert hidden.exists()
+        assert silly.exists()
+    assert not os.path.exists(fresh.name)
     assert store.links() == ([], [])
 
 
@@ -259,7 +264,7 @@ def test_finding_imports_little() -> None:
         check=True,
     ).stdout.split()
     ours = {name for name in loaded if name.startswith("hpcwrap.image.")}
-    assert ours == {f"hpcwrap.image.{name}" for name in ("digest", "reference", "store")}
+    assert ours == {f"hpcwrap.image.{name}" for name in ("digest", "reference", "source", "store")}
     assert not {"hashlib", "pathlib", "subprocess", "dataclasses", "tempfile"} & set(loaded)
 
 
