@@ -129,7 +129,8 @@ def _child(
     # The edge of this process: whatever happens, nothing of the parent's stack may run here.
     code = 1
     try:
-        _become(identity, directory, (pipe, *keep))
+        become(identity, (pipe, *keep))
+        _go_to(directory)
         _send(pipe, {"result": work(lambda progress: _send(pipe, {"progress": progress}))})
         code = 0
     except HpcwrapError as error:
@@ -145,24 +146,28 @@ def _kind(error: HpcwrapError) -> str:
     return next((name for name, kind in ERRORS.items() if isinstance(error, kind)), "site")
 
 
-def _become(identity: Optional[run.Identity], directory: str, keep: Sequence[int]) -> None:
+def become(identity: Optional[run.Identity], keep: Sequence[int]) -> None:
+    """Turn a forked child into `identity` (None: ourselves), which has no descriptor but `keep`."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     # Locks of the parent must not live on in here: flock(2) belongs to the open file.
     for name in os.listdir("/proc/self/fd"):
         if int(name) > 2 and int(name) not in keep:
             _close(int(name))
-    os.chdir(directory)
     os.umask(0o077)
     if identity is not None and os.geteuid() == 0:
         os.setgroups(list(identity.groups))
         os.setresgid(identity.gid, identity.gid, identity.gid)
         os.setresuid(identity.uid, identity.uid, identity.uid)
+
+
+def _go_to(directory: str) -> None:
     if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
         raise SiteError(
             f"cannot work in {directory} as the uid {os.geteuid()}",
             "make the directories above the store searchable: chmod o+x",
         )
+    os.chdir(directory)
 
 
 def _close(number: int) -> None:
