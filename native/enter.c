@@ -199,9 +199,17 @@ int enter_join(const struct entry *entry, char *error)
     return 0;
 }
 
+int enter_name_length(const struct entry *entry)
+{
+    const char *digest = strrchr(entry->container, '@');
+    return digest ? (int)(digest - entry->container) : (int)strlen(entry->container);
+}
+
 bool enter_is_named(const struct entry *entry, const char *name)
 {
-    size_t length = strcspn(entry->container, "@");
+    size_t length = (size_t)enter_name_length(entry);
+    if (strcmp(entry->container, name) == 0)
+        return true;
     return strlen(name) == length && strncmp(entry->container, name, length) == 0;
 }
 

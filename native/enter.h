@@ -17,7 +17,7 @@ struct entry {
     char *text;            /* the whole file; the strings below point into it */
     const char *first;     /* its first instruction */
     const char *limit;     /* one past its last byte */
-    const char *container; /* NAME@DIGEST */
+    const char *container; /* NAME@DIGEST, or IMAGE@DIGEST where the image is the user's own */
     const char *workdir;   /* the environment's own working directory, or NULL */
     int user_namespace;    /* descriptors, close-on-exec; -1 = none to join */
     int mount_namespace;
@@ -42,7 +42,10 @@ int enter_join(const struct entry *entry, char *error);
 /* Make the environment of the command from the job's own. */
 int enter_environment(const struct entry *entry, const struct variables *variables, char *error);
 
-/* Is the container an instance of this environment? */
+/* Is the container what this name asks for: NAME, NAME@DIGEST, or the user's own image? */
 bool enter_is_named(const struct entry *entry, const char *name);
+
+/* Bytes of the container's name: what stands before its digest. */
+int enter_name_length(const struct entry *entry);
 
 #endif

@@ -96,7 +96,7 @@ static int carry_to_job(spank_t spank, const char *name)
     return 0;
 }
 
-/* Without this file Slurm ignores the path of a bundle, and the job runs on the host. */
+/* Without this file Slurm ignores the path of a bundle, and would run the job on the host. */
 static bool has_oci_conf(void)
 {
     char path[PATH_MAX];
@@ -107,6 +107,17 @@ static bool has_oci_conf(void)
     return access(end ? path : "/etc/slurm/oci.conf", F_OK) == 0;
 }
 
+/* The path of an OCI bundle is Slurm's own business, where Slurm has one.  All else is carried and
+ * checked by submit/slurm.lua and the prolog: the site may allow users their own images, which are
+ * references and paths, too; where Slurm takes bundles, they are those with a word before a colon,
+ * as sif:/PATH and docker://NAME. */
+static bool is_bundle(const char *name)
+{
+    const char *slash = strchr(name, '/');
+    const char *colon = strchr(name, ':');
+    return slash && (!colon || colon > slash) && has_oci_conf();
+}
+
 static int carry(spank_t spank, const struct option_table *table)
 {
     bool srun = spank_context() == S_CTX_LOCAL;
@@ -115,14 +126,8 @@ static int carry(spank_t spank, const struct option_table *table)
         slurm_error("hpcwrap: --container is empty (name an environment, as --container=debian-12)");
         return -1;
     }
-    if (name && strchr(name, '/')) {
-        if (!has_oci_conf()) {
-            slurm_error("hpcwrap: cannot use --container=%s: it is a path or an image, and not the "
-                        "name of an environment (see `hpcwrap env list`)", name);
-            return -1;
-        }
-        name = NULL; /* an OCI bundle's path is Slurm's own business */
-    }
+    if (name && is_bundle(name))
+        name = NULL;
     /* From 23.02 on a step with a container and no oci.conf breaks PMIx (pmixp_info.c), and every
      * step of ours has its container from its job. */
     if (srun && name)
@@ -274,7 +279,7 @@ static void check_step_request(spank_t spank)
         snprintf(step.error, sizeof step.error,
                  "cannot run this step in the container %s: its job's is %.*s "
                  "(all steps of a job share one container)", name,
-                 (int)strcspn(step.entry.container, "@"), step.entry.container);
+                 enter_name_length(&step.entry), step.entry.container);
     if (step.error[0] == '\0' && !step.joined)
         snprintf(step.error, sizeof step.error, "cannot join the container on this node");
 }

@@ -17,7 +17,11 @@ local CONTROL = "HPCWRAP_CONTAINER" -- what the SPANK plugin of the client carri
 local MARK = "SLURM_SPANK_" .. CONTROL -- in a step's environment: its job asked for a container
 local TOKEN = "hpcwrap=" -- a word of the job's comment: how the prolog hears of it without SPANK
 local NONE = "none"
-local VERSION = 1
+local VERSION = 2
+local MAX_TEXT = 512
+local FILES =
+    { "file", "sif", "squashfs", "tar", "rootfs", "oci", "dir", "oci-archive", "docker-archive" }
+local ENGINES = { "docker-daemon", "containers-storage" }
 local LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789-._"
 
 -- Raised by refuse(): what the user did, as against an error of ours.
@@ -70,26 +74,46 @@ local function token_name(comment)
     return found
 end
 
+-- NAME@sha256:… names one of the digests that the environment's image has had.
+local function split_pin(text)
+    local name, digest = text:match("^([^@/:]+)@(sha256:[0-9a-f]+)$")
+    if digest and #digest == 71 then
+        return name, digest
+    end
+    return text, nil
+end
+
+-- What is no name of an environment: a path, or a reference with a colon.
+local function is_image(text)
+    return text:find("[/:]") ~= nil
+end
+
 local function with_word(comment, value)
     local word = TOKEN .. value
     return (comment and comment ~= "") and (comment .. " " .. word) or word
 end
 
 -- All ways of asking must agree: the prolog, the job's record and this check go by different ones.
+-- One of them may know the digest and another not.
 local function agree(first, second)
-    if first and second and first ~= second then
+    if not first or not second or first == second then
+        return first or second
+    end
+    local name, pin = split_pin(first)
+    local other, digest = split_pin(second)
+    if name ~= other or (pin and digest) then
         refuse(slurm.ERROR, "cannot tell which container is meant: %s or %s", first, second)
     end
-    return first or second
+    return pin and first or second
 end
 
--- What --container says: a name, or nil and true for the path of an OCI bundle, Slurm's business.
-local function option_name(job)
-    local option = job.container
-    if option and option:find("/", 1, true) then
-        return nil, true
+-- Whether --container is the path of an OCI bundle, which is Slurm's business: only where Slurm has
+-- an oci.conf, and of what it is said (sif:/PATH, docker://…) is ours there, too.
+local function is_bundle(known, option)
+    if not option or not known.clear_container or not option:find("/", 1, true) then
+        return false
     end
-    return option, false
+    return not option:find("^[^/]*:")
 end
 
 -- ---- defaults ----
@@ -199,16 +223,27 @@ local function refuse_forbidden(name, environment, user)
     )
 end
 
-local function check_name(known, name, job)
-    if name == NONE then
-        if not known.allow_none then
-            refuse(
-                slurm.ERROR,
-                "cannot run without a container: this site does not allow --container=none"
-            )
-        end
-        return
+local function check_none(known)
+    if not known.allow_none then
+        refuse(
+            slurm.ERROR,
+            "cannot run without a container: this site does not allow --container=none"
+        )
     end
+end
+
+local function check_pin(environment, name, pin)
+    if pin and environment.digests and not environment.digests[pin] then
+        refuse(
+            slurm.ERROR,
+            "cannot use %s@%s: the environment never had this image here (see `hpcwrap images`)",
+            name,
+            pin
+        )
+    end
+end
+
+local function check_name(known, name, pin, job)
     local environment = known.environments[name]
     if not environment then
         refuse_unknown(known, name)
@@ -218,57 +253,175 @@ local function check_name(known, name, job)
     elseif not is_allowed(known, environment, job.user_id) then
         refuse_forbidden(name, environment, job.user_name)
     end
+    check_pin(environment, name, pin)
+end
+
+-- ---- images of the user's own ----
+
+-- docker.io/library/debian:12 for debian:12, as hpcwrap/image/reference.py has it.
+local function full_reference(text)
+    local rest = text:gsub("^docker://", "")
+    local first, path = rest:match("^([^/]*)/(.*)$")
+    local is_host = first and (first:find("[.:%u]") or first == "localhost")
+    if not is_host then
+        first, path = "docker.io", rest
+    elseif first == "index.docker.io" then
+        first = "docker.io"
+    end
+    if first == "docker.io" and not path:find("/", 1, true) then
+        path = "library/" .. path
+    end
+    local tagged = path:find("@", 1, true) or path:find(":[^/]*$")
+    return first .. "/" .. path .. (tagged and "" or ":latest")
+end
+
+-- What patterns of the setting allow_images are compared with: a path is of the kind that it turns
+-- out to be in the prolog, which asks again.
+local function full_names(text)
+    if text:sub(1, 1) == "/" then
+        local names = {}
+        for _, transport in ipairs(FILES) do
+            names[#names + 1] = transport .. ":" .. text
+        end
+        return names
+    elseif text:find("^[a-z-]+:/[^/]") then
+        return { text }
+    end
+    for _, engine in ipairs(ENGINES) do
+        if text:sub(1, #engine + 1) == engine .. ":" then
+            return { engine .. ":" .. full_reference(text:sub(#engine + 2)) }
+        end
+    end
+    return { full_reference(text) }
+end
+
+-- The name of an image without tag and digest.
+local function untagged(text)
+    local name = text:match("^[^@]*")
+    local head, tail = name:match("^(.*):(.*)$")
+    return head and head:find("/", 1, true) and not tail:find("/", 1, true) and head or name
+end
+
+local function matches(names, patterns)
+    for _, pattern in ipairs(patterns) do
+        for _, name in ipairs(names) do
+            if name:find(pattern) or untagged(name):find(pattern) then
+                return true
+            end
+        end
+    end
+    return false
+end
+
+local function check_text(text)
+    if #text > MAX_TEXT or not text:find("^[%w._/-][%w._/:@+=,~-]*$") then
+        refuse(
+            slurm.ERROR,
+            "cannot use --container=%s: an image's name or path has letters, digits and "
+                .. "._-/:@+=,~ only, %d at most",
+            text:gsub("[^%w._/:@+=,~-]", "?"):sub(1, 64),
+            MAX_TEXT
+        )
+    end
+end
+
+local function check_image(known, text)
+    if not known.user_images then
+        refuse(
+            slurm.ERROR,
+            "cannot use --container=%s: it is a path or an image, and this site allows its "
+                .. "environments only (see `hpcwrap env list`)",
+            text:gsub("[^%w._/:@+=,~-]", "?"):sub(1, 64)
+        )
+    end
+    check_text(text)
+    if known.allow_images[1] and not matches(full_names(text), known.allow_images) then
+        refuse(
+            slurm.ESLURM_ACCESS_DENIED,
+            "cannot use the image %s: this site does not allow it (allowed are %s)",
+            text,
+            known.allow_hint
+        )
+    end
 end
 
 -- ---- what the job's record and the prolog get to know ----
 
-local function note(known, name, job)
-    -- With an oci.conf slurmstepd takes the name for the path of a bundle, and the job is held.
-    job.container = known.clear_container and "" or name
-    if name == NONE then
-        return
-    end
-    local digest = known.environments[name].digest
-    job.admin_comment = with_word(job.admin_comment, digest and (name .. "@" .. digest) or name)
+-- The digest that the job is to run: its own, or the one that the table has, unless that is so old
+-- that a refresh on some node may have moved the tag since.
+local function pinned(known, name, pin)
+    local stale = known.pins_until and os.time() > known.pins_until
+    local digest = pin or (not stale and known.environments[name].digest) or nil
+    return digest and (name .. "@" .. digest) or name
 end
 
--- The job came without SPANK's word, from slurmrestd, scrontab or a default.  The mark makes its
--- batch script fail, rather than run on the host, where no prolog has left a container.
-local function carry(name, job)
-    if token_name(job.comment) ~= name then
-        job.comment = with_word(job.comment, name)
+local function note(known, text, word, job)
+    -- With an oci.conf slurmstepd takes the name for the path of a bundle, and the job is held.
+    job.container = known.clear_container and "" or text
+    if text ~= NONE then
+        job.admin_comment = with_word(job.admin_comment, word)
     end
-    if job.script and name ~= NONE then
-        job.environment[MARK] = name
+end
+
+-- The word of the comment: how the prolog hears of a job that came without SPANK's word, from
+-- slurmrestd, scrontab or a default, and of the digest.
+local function carry(word, job)
+    if token_name(job.comment) ~= word then
+        job.comment = with_word(job.comment, word)
     end
+end
+
+-- The mark makes a batch script fail, rather than run on the host, where no prolog has left a
+-- container.
+local function mark(text, job)
+    if job.script and text ~= NONE then
+        job.environment[MARK] = text
+    end
+end
+
+-- What was asked for, checked; the word that says so to the prolog.
+local function check(known, text, job)
+    local name, pin = split_pin(text)
+    if name == NONE then
+        check_none(known)
+        return NONE
+    elseif is_image(name) then
+        check_image(known, name)
+        return name
+    end
+    check_name(known, name, pin, job)
+    return pinned(known, name, pin)
+end
+
+local function asked(known, job, partitions, carried, bundle)
+    local option = not bundle and job.container or nil
+    local text = agree(agree(carried, option), token_name(job.comment))
+    if text then
+        return text
+    end
+    local default = partition_default(known, job, partitions) or account_default(known, job)
+    if not default or default == NONE then
+        return nil
+    end
+    return bundle and NONE or default
 end
 
 local function submit(known, job, partitions)
     local carried = carried_name(job)
-    local option, bundle = option_name(job)
-    if bundle and not known.clear_container then
-        -- There is no oci.conf: Slurm would ignore the path, and the job run on the host.
-        refuse(
-            slurm.ERROR,
-            "cannot use --container=%s: it is a path or an image, and not the name of an environment "
-                .. "(see `hpcwrap env list`)",
-            job.container
-        )
+    local bundle = is_bundle(known, job.container)
+    local text = asked(known, job, partitions, carried, bundle)
+    if not text then
+        return
     end
-    local name = agree(agree(carried, option), token_name(job.comment))
-    if not name then
-        name = partition_default(known, job, partitions) or account_default(known, job)
-        if not name or name == NONE then
-            return
-        end
-        name = bundle and NONE or name
-    end
-    check_name(known, name, job)
+    local word = check(known, text, job)
     if not bundle then
-        note(known, name, job)
+        note(known, text, word, job)
+    end
+    if not carried or word ~= carried then
+        carry(word, job)
     end
     if not carried then
-        carry(name, job)
+        mark(text, job)
     end
 end
 

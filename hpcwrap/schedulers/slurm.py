@@ -15,7 +15,7 @@ from hpcwrap.config import Settings
 from hpcwrap.environment import Mount
 from hpcwrap.errors import SiteError, UserError
 from hpcwrap.job import Job, User, find_user, make_user
-from hpcwrap.request import Request
+from hpcwrap.request import Request, is_plain, make_request
 from hpcwrap.schedulers import Commands
 
 user_namespace = False
@@ -72,20 +72,27 @@ def read_user(environ: Mapping[str, str]) -> User:
 
 
 def read_request(environ: Mapping[str, str]) -> Request:
-    """Read the container asked for: the control environment's word counts before the comment's."""
+    """Read the container asked for: the control environment's word counts before the comment's.
+
+    The comment adds the digest that submit/slurm.lua pinned the name to.
+    """
     asked = environ.get(CONTROL_VARIABLE)
-    if asked is not None:
-        return Request(harmless(asked), "--container")
     word = comment_request(environ.get("SLURM_JOB_COMMENT", ""))
-    return Request(harmless(word), "the job's comment") if word else Request(None, "")
+    noted = make_request(harmless(word), "the job's comment") if word else Request(None, "")
+    if asked is None:
+        return noted
+    request = make_request(harmless(asked), "--container")
+    if not request.pin and noted.container == request.container:
+        return request._replace(pin=noted.pin)
+    return request
 
 
-def harmless(name: str) -> str:
-    """Make a user's text fit for messages and file names; what is a name already stays as it is.
+def harmless(text: str) -> str:
+    """Make a user's text fit for messages; what can be meant stays as it is.
 
     No error yet: nobody would see it before the job's directory is there to hold it.
     """
-    return re.sub(r"[^A-Za-z0-9._-]", "?", name)[:64] or "?"
+    return text if is_plain(text) else re.sub(r"[^A-Za-z0-9._-]", "?", text[:64]) or "?"
 
 
 def comment_request(comment: str) -> Optional[str]:

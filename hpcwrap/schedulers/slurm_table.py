@@ -6,7 +6,8 @@ Pure text here; who writes it where is in hpcwrap/verbs/setup.py.
 from __future__ import annotations
 
 import os
-from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence
+import re
+from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import jinja2
 
@@ -14,11 +15,19 @@ from hpcwrap import paths
 from hpcwrap.config import Config
 from hpcwrap.environment import Environment
 
-VERSION = 1
+VERSION = 2
 FEW = 10
 """So many environments are listed to a user who mistypes a name; of more, only the nearest."""
 
 TEMPLATE = "slurm_table.lua.j2"
+
+HOUR = 3600
+PINS_LAST = {"always": HOUR, "hourly": 2 * HOUR, "daily": 48 * HOUR, "weekly": 336 * HOUR}
+"""Seconds for which the table's digests pin jobs, by the setting pull: where jobs have tags looked
+up again, a table that nobody renews must not hold them back for ever."""
+
+Digests = Mapping[str, Sequence[str]]
+"""Name of an environment → the digests that its image has had, the one it has now first."""
 
 
 class Accounts(NamedTuple):
@@ -36,32 +45,43 @@ class Row(NamedTuple):
     """One environment as the template wants it; `restricted` when not everyone may use it."""
 
     name: str
-    digest: Optional[str]
+    digests: Sequence[str]
     restricted: bool
     uids: List[int]
     groups: Sequence[str]
 
 
 def render_table(
-    config: Config, digests: Mapping[str, str], accounts: Accounts, *, clear_container: bool
+    config: Config,
+    digests: Digests,
+    accounts: Accounts,
+    *,
+    clear_container: bool,
+    now: float = 0.0,
 ) -> str:
     """Write the table as Lua.
 
-    `digests` has the digest of each environment whose image is in the store.  `clear_container`
-    is for sites with an oci.conf, where Slurm would take the name for the path of a bundle.
+    `digests` has those environments whose image is in the store; `now` is an epoch in s.
+    `clear_container` is for sites with an oci.conf, where Slurm would take the name for the path
+    of a bundle.
     """
+    settings = config.settings
     return (
         make_engine()
         .get_template(TEMPLATE)
         .render(
             version=VERSION,
             origin=config.path,
-            allow_none=config.settings.allow_none,
+            allow_none=settings.allow_none,
+            user_images=settings.user_images,
+            allow_images=[lua_pattern(pattern) for pattern in settings.allow_images],
+            allow_hint=", ".join(settings.allow_images[:FEW]),
+            pins_until=pins_until(settings.pull, now),
             clear_container=clear_container,
             hint=make_hint(sorted(config.environments)),
-            defaults=config.settings.defaults["slurm"],
+            defaults=settings.defaults["slurm"],
             environments=[
-                make_row(environment, digests.get(name), accounts)
+                make_row(environment, digests.get(name, ()), accounts)
                 for name, environment in sorted(config.environments.items())
             ],
             broken=sorted(config.broken),
@@ -70,11 +90,16 @@ def render_table(
     )
 
 
-def make_row(environment: Environment, digest: Optional[str], accounts: Accounts) -> Row:
+def pins_until(pull: str, now: float) -> Optional[int]:
+    """Epoch in s up to which the table's digests count; None for ever."""
+    return int(now) + PINS_LAST[pull] if pull in PINS_LAST else None
+
+
+def make_row(environment: Environment, digests: Sequence[str], accounts: Accounts) -> Row:
     """Describe one environment by numbers; users whom the host does not know are left out."""
     return Row(
         name=environment.name,
-        digest=digest,
+        digests=digests,
         restricted=bool(environment.users or environment.groups),
         uids=sorted(accounts.uids[user] for user in environment.users if user in accounts.uids),
         groups=environment.groups,
@@ -138,11 +163,27 @@ def _escape(byte: int) -> str:
     return chr(byte) if plain else f"\\{byte:03d}"
 
 
-def digests_of(config: Config, found: Mapping[str, Optional[str]]) -> Dict[str, str]:
-    """Name → digest, from reference → digest: environments that share an image share it here."""
+def lua_pattern(pattern: str) -> str:
+    """A pattern of the setting allow_images (image/allow.py) in Lua's language.
+
+    >>> lua_pattern("ghcr.io/*/x:**")
+    '^ghcr%.io/[^/]*/x%:.*$'
+    """
+    wild = {"*": "[^/]*", "**": ".*"}
+    parts = re.split(r"(\*\*|\*)", pattern)
+    return "^" + "".join(wild.get(part) or _literal(part) for part in parts) + "$"
+
+
+def _literal(text: str) -> str:
+    # "%" before anything but a letter or digit stands for it (reference manual, 5.4.1).
+    return re.sub(r"([!-.:-@\[-`{-~])", r"%\1", text)
+
+
+def digests_of(config: Config, found: Mapping[str, Sequence[str]]) -> Dict[str, Tuple[str, ...]]:
+    """Name → digests, from reference → digests: environments share an image here, too."""
     return {
-        name: digest
+        name: tuple(digests)
         for name, known in config.environments.items()
-        for digest in [found.get(known.image)]
-        if digest
+        for digests in [found.get(known.image)]
+        if digests
     }

@@ -7,10 +7,11 @@ import re
 import shutil
 import tempfile
 import time
-from typing import Dict, Iterator, List, NamedTuple, Optional
+from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from hpcwrap import config, paths, run
 from hpcwrap.errors import HpcwrapError, SiteError, UserError
+from hpcwrap.image.source import parse_source
 from hpcwrap.image.store import Store
 from hpcwrap.schedulers import slurm_accounts, slurm_files, slurm_table
 from hpcwrap.schedulers.slurm_files import MISSING, NOTE, WELL, WRONG, Finding, Place
@@ -20,7 +21,8 @@ NATIVE = {
     "hpcwrap-host": paths.host_program,
     "spank_hpcwrap.so": paths.spank_plugin,
 }
-DIGEST_LINE = re.compile(r"^ *digest = .*\n", re.MULTILINE)
+DIGEST_LINE = re.compile(r"^ *digests? = .*\n", re.MULTILINE)
+PINS_LINE = re.compile(r"^ *pins_until = (\d+),\n", re.MULTILINE)
 BUILT_FOR = re.compile(rb"built for Slurm 0x([0-9a-f]{6})")
 
 
@@ -154,28 +156,31 @@ def render_table(site: Site) -> str:
     references = {environment.image for environment in known.environments.values()}
     return slurm_table.render_table(
         known,
-        slurm_table.digests_of(known, {text: find_digest(store, text) for text in references}),
+        slurm_table.digests_of(known, {text: find_digests(store, text) for text in references}),
         slurm_accounts.find_accounts(
             slurm_table.named_users(known), slurm_table.named_groups(known)
         ),
         clear_container=os.path.exists(site.place.path("oci.conf")),
+        now=time.time(),
     )
 
 
-def find_digest(store: Store, reference: str) -> Optional[str]:
-    """Digest of an image that is in the store; None for one that is not, or cannot be named."""
+def find_digests(store: Store, reference: str) -> Tuple[str, ...]:
+    """Digests that a reference has had, newest first; none where its image is not in the store."""
     try:
-        image = store.find(reference)
+        image, link = store.find(reference), store.find_link(str(parse_source(reference)))
     except HpcwrapError:
-        return None
-    return image.digest if image else None
+        return ()
+    if image is None:
+        return ()
+    return (image.digest, *(link.history[1:] if link else ()))
 
 
 def write_table(site: Site) -> str:
     """Publish the table and have slurmctld read it, when it has changed."""
     need_root()
     path, text = site.place.table, render_table(site)
-    if slurm_files.read_text(path) == text:
+    if is_current(slurm_files.read_text(path), text):
         return f"{path} is up to date"
     os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
     temporary = f"{path}.{os.getpid()}"
@@ -187,6 +192,24 @@ def write_table(site: Site) -> str:
     broken = len(site.config.broken)
     note = f", {broken} broken (see `hpcwrap config --check`)" if broken else ""
     return f"wrote {path}: environments: {len(site.config.environments)}{note}"
+
+
+def is_current(table: str, fresh: str) -> bool:
+    """Whether a table says what a fresh one would, and its digests count for long enough yet."""
+    if PINS_LINE.sub("", table) != PINS_LINE.sub("", fresh):
+        return False
+    until, then = (PINS_LINE.search(text) for text in (table, fresh))
+    if not until or not then:
+        return until is then
+    left = int(until.group(1)) - time.time()
+    return left > (int(then.group(1)) - time.time()) / 2
+
+
+def renew_table(config_file: Optional[str]) -> None:
+    """Tell slurmctld of digests that have changed, on its host, where it has been set up."""
+    site = load_site(config_file)
+    if os.geteuid() == 0 and site.is_controller and os.path.exists(site.place.table):
+        write_table(site)
 
 
 def touch(path: str) -> None:
@@ -278,14 +301,18 @@ def check_controller(site: Site) -> List[Finding]:
 def check_table(table: str, site: Site) -> Finding:
     """Compare the table with the configuration; a digest that is not yet in it does no harm."""
     fresh = render_table(site)
-    if table == fresh:
+    if is_current(table, fresh):
         return Finding("table", "environments", WELL, site.place.table)
-    if DIGEST_LINE.sub("", table) == DIGEST_LINE.sub("", fresh):
-        detail = "images were pulled since: `setup slurm --table` has their digests recorded"
+    if _without_digests(table) == _without_digests(fresh):
+        detail = "images were pulled since: `setup slurm --table` has new jobs run them"
         return Finding("table", "digests", NOTE, detail)
     state = WRONG if table else MISSING
     detail = "is not as the settings and environments are: `setup slurm --table`"
     return Finding("table", "environments", state, detail)
+
+
+def _without_digests(table: str) -> str:
+    return DIGEST_LINE.sub("", PINS_LINE.sub("", table))
 
 
 def explain_restart(finding: Finding, site: Site) -> Finding:

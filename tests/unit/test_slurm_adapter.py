@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import pwd
-from typing import Dict
+import re
+from typing import Dict, Optional
 
 import pytest
 
@@ -12,7 +13,7 @@ from hpcwrap.config import Settings
 from hpcwrap.environment import is_name
 from hpcwrap.errors import SiteError
 from hpcwrap.job import Job
-from hpcwrap.request import Request
+from hpcwrap.request import Request, is_image
 from hpcwrap.schedulers import default_container, load, slurm
 
 ME = pwd.getpwuid(os.getuid())
@@ -92,16 +93,50 @@ def test_word_of_the_comment(comment: str, name: str) -> None:
     assert slurm.read_request(without).container == name
 
 
+DIGEST = "sha256:" + "0123456789abcdef" * 4
+
+
+@pytest.mark.parametrize(
+    ("asked", "comment", "expected"),
+    [
+        ("debian-12", f"hpcwrap=debian-12@{DIGEST}", Request("debian-12", "--container", DIGEST)),
+        (f"debian-12@{DIGEST}", "", Request("debian-12", "--container", DIGEST)),
+        ("debian-12", f"hpcwrap=cuda-12@{DIGEST}", Request("debian-12", "--container")),
+        ("debian-12", "hpcwrap=debian-12@sha256:0", Request("debian-12", "--container")),
+        (None, f"x hpcwrap=a@{DIGEST}", Request("a", "the job's comment", DIGEST)),
+        (f"registry/a@{DIGEST}", "", Request(f"registry/a@{DIGEST}", "--container")),
+    ],
+)
+def test_the_digest_comes_with_the_name(
+    asked: Optional[str], comment: str, expected: Request
+) -> None:
+    told = environ(SLURM_JOB_COMMENT=comment, SPANK_HPCWRAP_CONTAINER=asked or "")
+    if asked is None:
+        del told["SPANK_HPCWRAP_CONTAINER"]
+    assert slurm.read_request(told) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["docker://ghcr.io/a/b:1", "/home/u/x.sif", "oci:/a/b:name", f"debian:12@{DIGEST}"]
+)
+def test_an_image_comes_through_as_it_is(text: str) -> None:
+    request = slurm.read_request(environ(SPANK_HPCWRAP_CONTAINER=text))
+    assert request == Request(text, "--container")
+    assert is_image(text)
+
+
 def test_control_environment_counts_before_the_comment() -> None:
     assert slurm.read_request(environ(SLURM_JOB_COMMENT="hpcwrap=b")).container == "debian-12"
 
 
-@pytest.mark.parametrize("name", ["../../etc/passwd", "a b", "", "x\n", "/", "é", "a" * 10_000])
+@pytest.mark.parametrize(
+    "name", ["../../etc/passwd", "a b", "", "x\n", "/", "é", "/é", "$(id)", "'", '"', "a" * 10_000]
+)
 def test_what_is_no_name_becomes_harmless_and_stays_no_name(name: str) -> None:
     container = slurm.read_request(environ(SPANK_HPCWRAP_CONTAINER=name)).container
     assert container
-    assert "/" not in container
-    assert container.isprintable()
+    assert len(container) <= 512
+    assert re.fullmatch(r"[A-Za-z0-9?./_-]+", container)
     assert not is_name(container)
 
 

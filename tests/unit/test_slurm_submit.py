@@ -10,6 +10,7 @@ from __future__ import annotations
 import pathlib
 import shutil
 import subprocess
+import time
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
 import pytest
@@ -17,11 +18,17 @@ import pytest
 from hpcwrap.config import Config, Settings
 from hpcwrap.environment import Environment
 from hpcwrap.errors import SiteError
+from hpcwrap.image.allow import matches
+from hpcwrap.image.source import parse_source
 from hpcwrap.schedulers.slurm_table import Accounts, lua_literal, render_table
 
 FILTER = pathlib.Path(__file__).parents[2] / "submit" / "slurm.lua"
 LUAS = [name for name in ("lua5.1", "lua5.3", "lua5.4") if shutil.which(name)]
 DIGEST = "sha256:" + "d" * 64
+OLD = "sha256:" + "0" * 64
+NEVER = "sha256:" + "e" * 64
+PIN = f"debian-12@{DIGEST}"
+NOW = int(time.time())
 ALICE, BOB = 2001, 2002
 DENIED = 2002
 
@@ -99,7 +106,9 @@ SITE = (
 
 
 def make_table(site: Config, *, clear_container: bool = False) -> str:
-    return render_table(site, {"debian-12": DIGEST}, ACCOUNTS, clear_container=clear_container)
+    return render_table(
+        site, {"debian-12": (DIGEST, OLD)}, ACCOUNTS, clear_container=clear_container, now=NOW
+    )
 
 
 class Filter:
@@ -186,7 +195,7 @@ def test_job_without_a_container_is_left_alone(lua: Filter) -> None:
 def test_sbatch_with_the_plugin(lua: Filter) -> None:
     done = lua.submit(container="debian-12", spank_job_env=spank("debian-12"), comment="mine")
     label = f"hpcwrap=debian-12@{DIGEST}"
-    assert done == Outcome(0, "mine", "debian-12", label, None, "", "")
+    assert done == Outcome(0, f"mine {label}", "debian-12", label, None, "", "")
 
 
 def test_srun_whose_plugin_has_cleared_the_option(lua: Filter) -> None:
@@ -198,18 +207,18 @@ def test_srun_whose_plugin_has_cleared_the_option(lua: Filter) -> None:
 def test_client_without_the_plugin_is_carried_by_the_comment(lua: Filter) -> None:
     done = lua.submit(container="debian-12", comment="run 7", script="#!/bin/sh", environment={})
     assert done.code == 0
-    assert done.comment == "run 7 hpcwrap=debian-12"
+    assert done.comment == f"run 7 hpcwrap={PIN}"
     assert done.mark == "debian-12"
 
 
 def test_job_without_a_script_gets_no_mark(lua: Filter) -> None:
     done = lua.submit(container="debian-12")
-    assert (done.code, done.comment, done.mark) == (0, "hpcwrap=debian-12", None)
+    assert (done.code, done.comment, done.mark) == (0, f"hpcwrap={PIN}", None)
 
 
 def test_word_in_the_comment_is_a_request(lua: Filter) -> None:
-    done = lua.submit(comment="hpcwrap=debian-12")
-    assert (done.code, done.comment, done.container) == (0, "hpcwrap=debian-12", "debian-12")
+    done = lua.submit(comment="hpcwrap=cuda-12")
+    assert (done.code, done.comment, done.container) == (0, "hpcwrap=cuda-12", "cuda-12")
 
 
 def test_bundle_path_is_slurms_business(lua: Filter) -> None:
@@ -221,7 +230,10 @@ def test_bundle_path_is_slurms_business(lua: Filter) -> None:
 def test_a_path_without_an_oci_conf_would_run_on_the_host(lua: Filter) -> None:
     done = lua.submit(container="registry:5000/debian")
     assert done.code == -1
-    assert "it is a path or an image, and not the name of an environment" in done.said
+    assert done.said == (
+        "hpcwrap: cannot use --container=registry:5000/debian: it is a path or an image, and "
+        "this site allows its environments only (see `hpcwrap env list`)"
+    )
 
 
 def test_administrators_own_comment_is_kept(lua: Filter) -> None:
@@ -299,6 +311,140 @@ def test_broken_environment_is_the_sites_fault(lua: Filter) -> None:
     )
 
 
+# ---- digests ----
+
+
+def test_a_job_is_pinned_to_the_digest_of_its_submission(lua: Filter) -> None:
+    done = lua.submit(spank_job_env=spank("debian-12"), comment="hpcwrap=debian-12")
+    assert (done.code, done.comment) == (0, f"hpcwrap=debian-12 hpcwrap={PIN}")
+    again = lua.submit(spank_job_env=spank("debian-12"), comment=done.comment)
+    assert again.comment == done.comment
+
+
+@pytest.mark.parametrize("digest", [DIGEST, OLD])
+def test_users_name_a_digest_that_the_environment_had(lua: Filter, digest: str) -> None:
+    text = f"debian-12@{digest}"
+    done = lua.submit(container=text, spank_job_env=spank(text))
+    assert (done.code, done.comment, done.container) == (0, None, text)
+    assert done.admin_comment == f"hpcwrap={text}"
+    done = lua.submit(container="debian-12", comment=f"hpcwrap={text}")
+    assert (done.code, done.admin_comment) == (0, f"hpcwrap={text}")
+
+
+def test_users_name_no_digest_of_another_image(lua: Filter) -> None:
+    done = lua.submit(container=f"debian-12@{NEVER}")
+    assert done.code == -1
+    assert done.said == (
+        f"hpcwrap: cannot use debian-12@{NEVER}: the environment never had this image here "
+        "(see `hpcwrap images`)"
+    )
+
+
+def test_a_digest_of_an_image_that_nobody_pulled_yet_is_the_prologs_to_check(lua: Filter) -> None:
+    done = lua.submit(container=f"cuda-12@{NEVER}")
+    assert (done.code, done.admin_comment) == (0, f"hpcwrap=cuda-12@{NEVER}")
+
+
+def test_two_digests_contradict_each_other(lua: Filter) -> None:
+    done = lua.submit(container=PIN, comment=f"hpcwrap=debian-12@{OLD}")
+    assert (done.code, "cannot tell which container is meant" in done.said) == (-1, True)
+
+
+@pytest.mark.parametrize("text", ["debian-12@sha256:d", "debian-12@", f"debian-12@{DIGEST}0"])
+def test_what_is_no_digest_pins_nothing(lua: Filter, text: str) -> None:
+    assert lua.submit(container=text).code == -1
+
+
+@pytest.mark.parametrize(("pull", "hours"), [("always", 1), ("hourly", 2), ("daily", 48)])
+def test_a_table_that_nobody_renews_pins_no_more(lua: Filter, pull: str, hours: int) -> None:
+    def submit(age: float) -> Outcome:
+        lua.table.write_text(
+            render_table(
+                config(*SITE, pull=pull),
+                {"debian-12": (DIGEST,)},
+                ACCOUNTS,
+                clear_container=False,
+                now=NOW - age,
+            )
+        )
+        return lua.submit(container="debian-12")
+
+    assert submit(hours * 3600 - 900).admin_comment == f"hpcwrap={PIN}"
+    assert submit(hours * 3600 + 900).admin_comment == "hpcwrap=debian-12"
+
+
+# ---- images of the user's own ----
+
+IMAGES = [
+    "docker://debian:12",
+    "ghcr.io/a/b:1",
+    "registry:5000/team/x@" + DIGEST,
+    "/home/alice/x.sif",
+    "sif:/home/alice/x.sif",
+    "docker-daemon:x:1",
+]
+
+
+@pytest.mark.parametrize("text", IMAGES)
+def test_an_image_is_the_sites_to_allow(lua: Filter, text: str) -> None:
+    refused = lua.submit(container=text, spank_job_env=spank(text))
+    assert refused.code == -1
+    assert "this site allows its environments only" in refused.said
+    done = lua.site(user_images=True).submit(container=text, spank_job_env=spank(text))
+    assert done == Outcome(0, None, text, f"hpcwrap={text}", None, "", "")
+    done = lua.submit(container=text, script="#!/bin/sh", environment={})
+    assert (done.code, done.comment, done.mark) == (0, f"hpcwrap={text}", text)
+
+
+@pytest.mark.parametrize(
+    "text", ["/a b", "/a'b", '/a"b', "/a\nb", "/é", "/$HOME", "/a;b", "/%s", "/" + "a" * 512]
+)
+def test_a_text_that_no_comment_could_carry(lua: Filter, text: str) -> None:
+    done = lua.site(user_images=True).submit(spank_job_env=spank(text))
+    assert done.code == -1
+    assert "letters, digits and ._-/:@+=,~ only, 512 at most" in done.said
+    assert len(done.said) < 250
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "code"),
+    [
+        ("docker.io/library/*", "docker://debian:12", 0),
+        ("docker.io/library/*", "docker.io/debian:12", 0),
+        ("docker.io/library/*", "docker://me/debian:12", DENIED),
+        ("docker.io/library/debian", f"docker://debian@{DIGEST}", 0),
+        ("docker.io/library/debian:12", "docker://debian:13", DENIED),
+        ("docker.io/library/debian:latest", "docker://debian", 0),
+        ("ghcr.io/team/**", "ghcr.io/team/a/b:1", 0),
+        ("ghcr.io/team/**", "ghcrxio/team/a:1", DENIED),
+        ("ghcr.io/*", "ghcr.io/team/a:1", DENIED),
+        ("registry:5000/**", "registry:5000/x", 0),
+        ("sif:/apps/**", "sif:/apps/x.sif", 0),
+        ("sif:/apps/**", "/apps/x.sif", 0),
+        ("sif:/apps/**", "/home/x.sif", DENIED),
+        ("oci:/apps/a+b", "oci:/apps/a+b:name", 0),
+        ("docker-daemon:docker.io/library/**", "docker-daemon:x:1", 0),
+        ("docker.io/library/**", "docker-daemon:x:1", DENIED),
+    ],
+)
+def test_patterns(lua: Filter, pattern: str, text: str, code: int) -> None:
+    lua.site(user_images=True, allow_images=("nothing/like/it", pattern))
+    done = lua.submit(container=text)
+    assert done.code == code, done.said
+    full = parse_source(text)
+    if full.transport != "file":
+        assert matches(full.full, [pattern]) == (code == 0), "as the prolog says"
+
+
+def test_with_an_oci_conf_a_path_is_slurms_and_the_rest_is_ours(lua: Filter) -> None:
+    lua.table.write_text(make_table(config(*SITE, user_images=True), clear_container=True))
+    assert lua.submit(container="/bundles/one").admin_comment is None
+    assert lua.submit(container="bundles/one").admin_comment is None
+    done = lua.submit(container="sif:/home/alice/x.sif")
+    assert (done.code, done.container) == (0, None)
+    assert done.admin_comment == "hpcwrap=sif:/home/alice/x.sif"
+
+
 # ---- users and groups ----
 
 
@@ -357,7 +503,8 @@ def test_defaults(lua: Filter, job: Dict[str, Any], container: Optional[str]) ->
     partitions = {"main": {"flag_default": 0}, "gpu": {"flag_default": 1}}
     done = lua.site(defaults=DEFAULTS).submit(partitions=partitions, **job)
     assert (done.code, done.container) == (0, container)
-    assert done.comment == (f"hpcwrap={container}" if container else None)
+    word = PIN if container == "debian-12" else container
+    assert done.comment == (f"hpcwrap={word}" if container else None)
 
 
 def test_default_gives_way_to_the_users_choice(lua: Filter) -> None:
@@ -465,7 +612,7 @@ def test_nasty_texts_survive_the_table(lua: Filter) -> None:
         group = f"g{text}g"
         site = config(environment("closed", groups=[group], users=[text]))
         accounts = Accounts({text: ALICE}, {group: [BOB]})
-        table = render_table(site, {"closed": text}, accounts, clear_container=False)
+        table = render_table(site, {"closed": (text,)}, accounts, clear_container=False)
         lua.table.write_bytes(table.encode("ascii"))
         assert lua.submit(container="closed").code == 0, repr(text)
         assert lua.submit(container="closed", user_id=7).code == DENIED, repr(text)
