@@ -26,6 +26,7 @@ BENCHMARKS = {
     "pull": "registry to squashfs, against podman and against the processors alone",
     "prolog": "Slurm's prolog and epilog on a node, and what their time goes into",
     "srun": "srun of 1 and of 32 ranks in a container and without",
+    "nodes": "one image on eight nodes at once, and what the registry is asked for",
     "mpi": "MPI ping-pong within a node, in a container and without",
 }
 
