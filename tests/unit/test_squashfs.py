@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,7 +19,7 @@ from tars import Member, make_layer, plan_of
 from hpcwrap.errors import SiteError
 from hpcwrap.image.plan import Plan
 from hpcwrap.image.spool import Spool, decompressor
-from hpcwrap.image.squashfs import Format, write_squashfs
+from hpcwrap.image.squashfs import Format, _flushed, write_squashfs
 from hpcwrap.image.tar import LayerError
 
 pytestmark = pytest.mark.skipif(
@@ -153,6 +154,17 @@ def test_an_empty_image(tmp_path: Path) -> None:
 def test_mksquashfs_that_fails_is_the_sites_error(tmp_path: Path) -> None:
     with pytest.raises(SiteError, match="cannot convert the image: mksquashfs says"):
         convert([make_layer([Member("a")])], tmp_path / "no" / "image.sqsh")
+
+
+def test_what_the_disk_says_is_told_although_another_fsync_follows() -> None:
+    def write_and_wait() -> None:
+        # fdatasync(2) of a device is EINVAL: the thread ends with that.
+        with _flushed("/dev/full"):
+            while threading.active_count() > 1:
+                time.sleep(0.005)
+
+    with pytest.raises(SiteError, match="cannot convert the image: the store says"):
+        write_and_wait()
 
 
 CONTENT = make_layer([Member("a", content=os.urandom(300_000))])
