@@ -14,7 +14,7 @@ class Access(NamedTuple):
     `auth` is a containers-auth.json with the one registry's entry, or empty: anonymous.  `policy`
     and `registries_conf` are paths, empty for the host's own.  `timeout` is in seconds without a
     byte.  `cache` is the directory of the layer cache, empty for none, and `cache_limit` its size
-    in bytes.
+    in bytes.  What is `private` is taken from that cache, and never left in it.
     """
 
     auth: bytes = b""
@@ -24,6 +24,7 @@ class Access(NamedTuple):
     retries: int = 4
     cache: str = ""
     cache_limit: int = 0
+    private: bool = False
 
     def __repr__(self) -> str:
         # A password must not come into a traceback or a log.

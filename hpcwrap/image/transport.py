@@ -1,20 +1,15 @@
-"""Transport: from a registry to a directory on disk, by skopeo and nothing else.
-
-skopeo reads the site's registries.conf, policy.json and certificates; what it says when it fails
-is sorted here into whose fault it is.
-"""
+"""Transport: from a registry to a directory on disk, by skopeo and nothing else."""
 
 from __future__ import annotations
 
 import os
-import re
 import tempfile
-from typing import IO, Dict, List, NamedTuple, Optional, Sequence, Tuple, Type
+from typing import IO, Any, Callable, Dict, List, NamedTuple, Optional, Tuple, TypeVar
 
-from hpcwrap import run
-from hpcwrap.errors import DeniedError, HpcwrapError, SiteError, UserError
+from hpcwrap.errors import SiteError, UserError
 from hpcwrap.image.access import ANONYMOUS, Access
-from hpcwrap.image.digest import digest_of, hex_digits
+from hpcwrap.image.digest import ALGORITHM, digest_of, hex_digits
+from hpcwrap.image.layers import keep, offer, trim
 from hpcwrap.image.manifest import (
     Blob,
     Manifest,
@@ -24,35 +19,13 @@ from hpcwrap.image.manifest import (
     parse_manifest,
 )
 from hpcwrap.image.reference import Reference
-from hpcwrap.image.worker import guarded
+from hpcwrap.image.skopeo import Errand, Skopeo, finish
 
-Rule = Tuple[str, Type[HpcwrapError], str, str]
+In = TypeVar("In")
+Out = TypeVar("Out")
 
-# What containers/image and the registries say, in the order of trust in the wording.
-RULES: Sequence[Rule] = (
-    (r"no space left on device", SiteError, "the store is full", "remove images: hpcwrap rm"),
-    (
-        r"unauthorized|authentication required|access (to the resource is )?denied|status: 40[13]",
-        DeniedError,
-        "the registry does not give it to us without a password",
-        "is the name right? private images need the site's help",
-    ),
-    (
-        r"manifest unknown|name unknown|not known to registry|status: 404|404 \(?Not Found",
-        UserError,
-        "the registry does not have it",
-        "check repository and tag",
-    ),
-    (
-        r"refused|no such host|dial tcp|time(d )?out|deadline|unexpected EOF|reset|unreachable",
-        SiteError,
-        "the registry cannot be reached",
-        "tell the administrator if it stays like this",
-    ),
-    (r"x509|certificate", SiteError, "the registry's certificate is not trusted", ""),
-    (r"HTTP response to HTTPS", SiteError, "the registry has no TLS", "see registries.conf"),
-    (r"policy|[Ss]ignature", SiteError, "the site's policy.json does not allow it", ""),
-)
+MAX_NESTED = 3
+"""How deep an index may be in others: one in another is allowed, and never seen deeper."""
 
 
 class Resolved(NamedTuple):
@@ -65,35 +38,23 @@ class Resolved(NamedTuple):
 def resolve(reference: Reference, access: Access = ANONYMOUS) -> Resolved:
     """Ask the registry for the manifest, of an index for this machine's instance.
 
-    Raises UserError or SiteError.
+    Raises DeniedError when the registry wants a password, or another one; UserError or SiteError
+    for everything else.
     """
-    content = _raw_manifest(reference, reference.digest, access)
-    digest = digest_of(content)
-    if reference.digest and reference.digest != digest:
-        raise SiteError(f"cannot trust the registry: it sent another image than {reference}")
-    try:
-        document = parse_document(content)
+    digest, document = _ask(reference, reference.digest, access)
+    for _ in range(MAX_NESTED):
         if is_index(document):
-            digest = choose_instance(document)
-            document = parse_document(_raw_manifest(reference, digest, access))
-        return Resolved(digest, parse_manifest(document))
-    except UserError as error:
-        raise UserError(
-            f"cannot use the image {reference}: it {error.message}", error.hint
-        ) from None
-
-
-def _raw_manifest(reference: Reference, digest: Optional[str], access: Access) -> bytes:
-    del access  # used from the next change on
-    argv = ["inspect", "--raw", *_tls(reference, "--tls-verify"), _source(reference, digest)]
-    try:
-        return run.output(_skopeo(argv), env=_environment())
-    except run.CommandError as error:
-        raise translate(reference, error.stderr) from None
+            instance = _read(reference, choose_instance, document)
+            digest, document = _ask(reference, instance, access)
+    return Resolved(digest, _read(reference, parse_manifest, document))
 
 
 class Download:
-    """A download under way; `directory` fills with blobs, each named by its digest when whole."""
+    """A download under way; `directory` becomes an OCI image layout (image-layout.md).
+
+    Each blob has its digest's name in it when it is whole and what its digest says: skopeo has
+    compared them.  An attempt that fails leaves the whole ones to the next, and to the layer cache.
+    """
 
     def __init__(
         self,
@@ -106,29 +67,25 @@ class Download:
         self.resolved = resolved
         self.directory = directory
         self.access = access
-        os.mkdir(directory)
-        self._errors: IO[bytes] = tempfile.TemporaryFile(dir=".")  # noqa: SIM115
-        argv = ["copy", "--quiet", "--preserve-digests", *_tls(reference, "--src-tls-verify")]
-        argv += [_source(reference, resolved.digest), f"dir:{directory}"]
-        self._skopeo = run.spawn(_skopeo(argv), env=_environment(), stderr=self._errors)
+        self._blobs = os.path.join(directory, "blobs", ALGORITHM)
+        os.makedirs(self._blobs)
+        self._kept = {blob.digest for blob in self._offer()}
+        self._skopeo = Skopeo(self._errand(), on_retry=self._sweep)
 
     def blob_path(self, blob: Blob) -> str:
         """Where a blob lies once it is whole: skopeo renames it to there."""
-        return os.path.join(self.directory, hex_digits(blob.digest))
+        return os.path.join(self._blobs, hex_digits(blob.digest))
 
     def ended(self) -> bool:
         """Whether all is here.
 
-        Raises UserError or SiteError when it failed.
+        Raises UserError or SiteError when it failed for good.
         """
-        code = self._skopeo.poll()
-        if code is None:
-            return False
-        if code:
-            self._errors.seek(0)
-            raise translate(self.reference, self._errors.read().decode(errors="replace"))
-        self._verify_manifest()
-        return True
+        ended = self._skopeo.ended()
+        self._keep()
+        if ended:
+            self._check_all_is_here()
+        return ended
 
     def sizes(self) -> Dict[str, int]:
         """Bytes that are here of each layer, by digest.
@@ -137,7 +94,7 @@ class Download:
         layers by size, the largest first, so single numbers are a guess and the sum is right.
         """
         partial = [_size(item) for item in self.unfinished()]
-        whole = set(os.listdir(self.directory))
+        whole = set(os.listdir(self._blobs))
         layers = {blob.digest: blob.size for blob in self.resolved.manifest.layers}
         missing = sorted(
             (digest for digest in layers if hex_digits(digest) not in whole),
@@ -150,35 +107,105 @@ class Download:
 
     def unfinished(self) -> List[os.DirEntry[str]]:
         """The files to which skopeo still appends: whose they are is known when it renames them."""
-        return [x for x in os.scandir(self.directory) if x.name.startswith("dir-put-blob")]
+        return [x for x in os.scandir(self.directory) if x.name.startswith("oci-put-blob")]
 
-    def _verify_manifest(self) -> None:
-        with open(os.path.join(self.directory, "manifest.json"), "rb") as file:
-            if digest_of(file.read()) != self.resolved.digest:
-                raise SiteError(
-                    f"cannot trust the registry: {self.reference} changed while it was pulled"
-                )
+    def _errand(self) -> Errand:
+        # Our manifest is compared already; a layout takes OCI's media types only, so skopeo writes
+        # a manifest of its own for Docker's.  Layers come as they are.
+        words = ["copy", "--quiet", "--remove-signatures", "--dest-oci-accept-uncompressed-layers"]
+        words += _tls(self.reference, "--src-tls-verify")
+        words += [_source(self.reference, self.resolved.digest), f"oci:{self.directory}"]
+        return Errand(
+            self.reference,
+            self.access,
+            words,
+            moved=lambda: sum(self.sizes().values()),
+            whole=lambda: len(os.listdir(self._blobs)),
+        )
+
+    def _sweep(self) -> None:
+        """Remove what an attempt that failed has left unfinished."""
+        for item in self.unfinished():
+            os.unlink(item.path)
+
+    def _check_all_is_here(self) -> None:
+        config, layers = self.resolved.manifest
+        if not os.path.exists(self.blob_path(config)):
+            self._fetch_config(config)
+        missing = [blob for blob in layers if not os.path.exists(self.blob_path(blob))]
+        if missing:
+            raise UserError(
+                f"cannot use the image {self.reference}: its layer {missing[0].digest} is not in"
+                " the registry but elsewhere",
+                "push it again with all its layers",
+            )
+
+    def _fetch_config(self, config: Blob) -> None:
+        # A configuration of Docker's was written anew, as OCI's, under another digest.
+        content = inspect(self.reference, self.resolved.digest, self.access, "--config")
+        if digest_of(content) != config.digest:
+            raise _untrusted(self.reference)
+        with open(self.blob_path(config), "wb") as file:
+            file.write(content)
+
+    def _offer(self) -> List[Blob]:
+        cache, manifest = self.access.cache, self.resolved.manifest
+        return offer(cache, [manifest.config, *manifest.layers], self._blobs) if cache else []
+
+    def _keep(self) -> None:
+        """Have the cache keep what has become whole, for the next pull if this one is killed."""
+        if not self.access.cache or self.access.private:
+            return
+        manifest = self.resolved.manifest
+        fresh = [
+            blob
+            for blob in {manifest.config, *manifest.layers}
+            if blob.digest not in self._kept and os.path.exists(self.blob_path(blob))
+        ]
+        if fresh:
+            keep(self.access.cache, fresh, self._blobs)
+            trim(self.access.cache, self.access.cache_limit)
+            self._kept.update(blob.digest for blob in fresh)
 
 
-def translate(reference: Reference, stderr: str) -> HpcwrapError:
-    """What skopeo's stderr means, as one of our errors."""
-    messages = re.findall(r'msg="((?:[^"\\]|\\.)*)"', stderr)
-    text = messages[-1].replace('\\"', '"') if messages else run.last_line(stderr)
-    for pattern, kind, meaning, hint in RULES:
-        if re.search(pattern, text):
-            return kind(f"cannot pull the image {reference}: {meaning}", hint)
-    return SiteError(f"cannot pull the image {reference}: {text[:500]}")
+def inspect(reference: Reference, digest: Optional[str], access: Access, *options: str) -> bytes:
+    """The manifest as the registry has it, or with --config the configuration.
+
+    Raises UserError or SiteError.
+    """
+    words = ["inspect", "--raw", *options, *_tls(reference, "--tls-verify")]
+    words.append(_source(reference, digest))
+    with tempfile.TemporaryFile(dir=".") as stdout:
+        finish(Errand(reference, access, words, lambda: _length(stdout), stdout=stdout))
+        stdout.seek(0)
+        return stdout.read()
 
 
-def _skopeo(argv: List[str]) -> List[str]:
-    return guarded([run.need_program("skopeo", "skopeo"), *argv])
+def _ask(reference: Reference, digest: Optional[str], access: Access) -> Tuple[str, Dict[str, Any]]:
+    """The manifest or index that a reference, or a digest beside its name, means now."""
+    content = inspect(reference, digest, access)
+    found = digest_of(content)
+    # inspect --raw prints what came; copy compares it, but what we read of it comes from here.
+    if digest and found != digest:
+        raise _untrusted(reference)
+    return found, _read(reference, parse_document, content)
 
 
-def _environment() -> Dict[str, str]:
-    # Passwords are looked for in XDG_RUNTIME_DIR and HOME; without these skopeo goes to
-    # /run/containers, which root's skopeo makes with mode 0700 (containers-auth.json(5)).
-    here = os.getcwd()
-    return run.base_environment(HOME=here, XDG_RUNTIME_DIR=here, TMPDIR=here)
+def _read(reference: Reference, parse: Callable[[In], Out], content: In) -> Out:
+    """Have something parsed whose errors are predicates of the image."""
+    try:
+        return parse(content)
+    except UserError as error:
+        raise UserError(
+            f"cannot use the image {reference}: it {error.message}", error.hint
+        ) from None
+
+
+def _untrusted(reference: Reference) -> SiteError:
+    return SiteError(
+        f"cannot pull the image {reference}: a digest did not match what the registry sent",
+        "somebody changed it, there or on its way",
+    )
 
 
 def _tls(reference: Reference, option: str) -> List[str]:
@@ -189,6 +216,10 @@ def _source(reference: Reference, digest: Optional[str]) -> str:
     # skopeo refuses a tag beside a digest; the digest says more.
     suffix = f"@{digest}" if digest else f":{reference.tag}"
     return f"docker://{reference.name}{suffix}"
+
+
+def _length(file: IO[bytes]) -> int:
+    return os.fstat(file.fileno()).st_size
 
 
 def _size(item: os.DirEntry[str]) -> int:

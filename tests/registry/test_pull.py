@@ -214,7 +214,7 @@ def test_a_killed_pull_is_mended_by_the_next(push: Any, cli: Any) -> None:
     pushed = push("killed:1", [layer])
     child = cli.start("pull", "--json", pushed.reference)
     store = Store(cli.store)
-    while not any(Path(store.tmp_directory).glob("pull-*/download/dir-put-blob*")):
+    while not any(Path(store.tmp_directory).glob("pull-*/download/oci-put-blob*")):
         assert child.poll() is None, child.communicate()
         time.sleep(0.002)
     child.send_signal(signal.SIGKILL)

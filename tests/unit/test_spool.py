@@ -22,7 +22,7 @@ from hpcwrap.image.transport import Download, Resolved
 
 LAYERS = [make_layer([Member(name, content=os.urandom(3_000_000))]) for name in "ab"]
 BLOBS = [gzip.compress(layer, 1) for layer in LAYERS]
-ONE, TWO = "dir-put-blob1", "dir-put-blob2"
+ONE, TWO = "oci-put-blob1", "oci-put-blob2"
 HALF = 1_500_000
 
 
@@ -80,7 +80,7 @@ class Written(Download):
         blobs = [Blob(digest_of(blob), len(blob), "") for blob in BLOBS]
         self.resolved = Resolved(digest_of(b""), Manifest(Blob(digest_of(b""), 0, ""), (*blobs,)))
         self.reference = parse_reference("registry.example/a:1")
-        self.directory = str(directory)
+        self.directory = self._blobs = str(directory)
 
     def ended(self) -> bool:
         return False
