@@ -1,20 +1,27 @@
-"""Take images out of the store."""
+"""Take images out of the store, but none that a job uses.
+
+Who removes an image hides its document first and looks then for leases; a prolog takes its lease
+first and looks then for the document.  Whatever the order, one of the two sees the other: either
+the image comes back, or the prolog knows that it is gone (docs/decisions/0016).
+"""
 
 from __future__ import annotations
 
 import glob
 import os
 import re
+from contextlib import suppress
 from typing import List, NamedTuple, Optional
 
 from hpcwrap.errors import UserError
+from hpcwrap.image import lease
 from hpcwrap.image.digest import ALGORITHM, hex_digits, is_digest
-from hpcwrap.image.reference import parse_reference
-from hpcwrap.image.store import Link, Store
-from hpcwrap.image.workspace import locked
+from hpcwrap.image.store import Link, Store, parse_key
+from hpcwrap.image.workspace import HIDDEN, BusyError, locked
 
 LOCK_SECONDS = 2.0
 LOOP_FILES = "/sys/block/loop*/loop/backing_file"
+SHOWN = 3
 
 _PREFIX = re.compile(r"(?:sha256:)?([0-9a-f]{6,64})\Z")
 
@@ -31,20 +38,68 @@ def remove(store: Store, text: str) -> Removed:
     """Remove a reference, and its image if no other reference names it; or an image by digest.
 
     `text` is a reference, a digest or at least 6 of its hex digits.  Raises UserError when there
-    is no such image, or when it is in use on this node.
+    is no such image, or when it is in use.
     """
     links, _ = store.links()
     link = _find_link(store, text)
     if link is not None:
         others = [x for x in links if x.digest == link.digest and x.reference != link.reference]
         if others:
-            _unlink(store.ref_path(parse_reference(link.reference)))
+            _unlink(store.ref_path(link.reference))
             return Removed(link.digest, [link.reference], [x.reference for x in others])
         return _remove_image(store, link.digest, [link])
     digest = find_by_digits(store, text)
     if digest is None:
         raise UserError(f"cannot find the image {text} in the store", "hpcwrap images lists them")
     return _remove_image(store, digest, [x for x in links if x.digest == digest])
+
+
+def remove_unused(store: Store, digest: str) -> bool:
+    """Remove an image unless somebody uses it or works on it; its references stay."""
+    try:
+        with locked(store, f"image-{hex_digits(digest)}", 0.0):
+            return take_out(store, digest)
+    except BusyError:
+        return False
+
+
+def take_out(store: Store, digest: str) -> bool:
+    """Remove an image's files unless a job uses them; the caller holds the image's lock.
+
+    A kill on the way leaves a hidden document: collect.py goes on from there.
+    """
+    squashfs, hidden = store.squashfs_path(digest), hidden_path(store, digest)
+    with suppress(FileNotFoundError):
+        os.rename(store.document_path(digest), hidden)
+    store.look_anew()
+    if loop_device_of(squashfs) or not lease.release_unheld(store, digest):
+        put_back(store, digest)
+        return False
+    _unlink(squashfs)
+    _unlink(hidden)
+    return True
+
+
+def put_back(store: Store, digest: str) -> None:
+    """Show an image again whose removal was begun; the caller holds the image's lock."""
+    document, hidden = store.document_path(digest), hidden_path(store, digest)
+    if os.path.exists(document) or not os.path.exists(store.squashfs_path(digest)):
+        _unlink(hidden)  # pulled again meanwhile, or removed but for this
+        return
+    with suppress(FileNotFoundError):
+        os.rename(hidden, document)
+
+
+def hidden_path(store: Store, digest: str) -> str:
+    """Where the document of an image is while it is removed."""
+    return os.path.join(store.images_directory, f".{hex_digits(digest)}.json{HIDDEN}")
+
+
+def users_of(store: Store, digest: str) -> List[str]:
+    """Who uses an image, each in a few words: ``job 7 on n1``, ``/dev/loop3 on this node``."""
+    jobs = [f"job {one.job} on {one.node}" for one in lease.holders(store, digest)]
+    device = loop_device_of(store.squashfs_path(digest))
+    return jobs + ([f"{device} on this node"] if device else [])
 
 
 def find_by_digits(store: Store, text: str) -> Optional[str]:
@@ -55,11 +110,11 @@ def find_by_digits(store: Store, text: str) -> Optional[str]:
     prefix = _PREFIX.match(text)
     if prefix is None:
         return None
-    found = {
-        name.partition(".")[0]
-        for name in os.listdir(store.images_directory)
-        if name.startswith(prefix[1])
-    }
+    try:
+        names = os.listdir(store.images_directory)
+    except FileNotFoundError:
+        return None
+    found = {name.partition(".")[0] for name in names if name.startswith(prefix[1])}
     if len(found) > 1:
         raise UserError(f"cannot tell which image {text} is: {', '.join(sorted(found))}")
     digest = f"{ALGORITHM}:{''.join(found)}"
@@ -82,26 +137,35 @@ def loop_device_of(squashfs: str) -> Optional[str]:
 
 def _find_link(store: Store, text: str) -> Optional[Link]:
     try:
-        return store.find_link(parse_reference(text))
+        return store.find_link(parse_key(text)[0])
     except UserError:
         return None
 
 
 def _remove_image(store: Store, digest: str, links: List[Link]) -> Removed:
-    squashfs = store.squashfs_path(digest)
-    with locked(store, f"image-{hex_digits(digest)}", LOCK_SECONDS):
-        device = loop_device_of(squashfs)
-        if device is not None:
-            raise UserError(
-                f"cannot remove the image {digest}: {device} on this node uses it",
-                "a container of it runs; try again when the job has ended",
-            )
-        # References first, the squashfs last: what is left after a kill is found again by rm.
-        for link in links:
-            _unlink(store.ref_path(parse_reference(link.reference)))
-        _unlink(store.document_path(digest))
-        _unlink(squashfs)
+    try:
+        with locked(store, f"image-{hex_digits(digest)}", LOCK_SECONDS):
+            if not take_out(store, digest):
+                raise _in_use(store, digest)
+            # References last: one that names nothing any more costs a pull, and rm finds it again.
+            for link in links:
+                _unlink(store.ref_path(link.reference))
+    except BusyError:
+        raise UserError(
+            f"cannot remove the image {digest}: somebody pulls or removes it just now",
+            "try again in a minute",
+        ) from None
     return Removed(digest, [link.reference for link in links], [])
+
+
+def _in_use(store: Store, digest: str) -> UserError:
+    users = users_of(store, digest)
+    more = f" and {len(users) - SHOWN} more" if len(users) > SHOWN else ""
+    verb = "uses" if len(users) == 1 else "use"
+    return UserError(
+        f"cannot remove the image {digest}: {', '.join(users[:SHOWN])}{more} {verb} it",
+        "try again when the jobs have ended; `hpcwrap image gc` drops leases of lost jobs",
+    )
 
 
 def _unlink(path: str) -> None:

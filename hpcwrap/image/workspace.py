@@ -29,6 +29,10 @@ GROWTH = 1.5
 thousands of nodes may look at one server's lock."""
 
 
+class BusyError(SiteError):
+    """Another holds a lock for longer than we would wait."""
+
+
 def ensure_store(store: Store) -> None:
     """Make the store's directories where they are missing.
 
@@ -257,7 +261,7 @@ class _Lock:
             if arrived():
                 return True
             if time.monotonic() > deadline:
-                raise SiteError(
+                raise BusyError(
                     "waited longer than the site allows for another pull of the same image",
                     "see the setting pull_timeout",
                 )
