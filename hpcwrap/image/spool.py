@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 import tempfile
 import threading
 from contextlib import suppress
@@ -24,6 +25,11 @@ from hpcwrap.image.worker import guarded, wide_pipe
 
 GZIP_MAGIC = b"\x1f\x8b"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+XZ_MAGIC = b"\xfd7zXZ\0"
+BZIP2_MAGIC = re.compile(rb"BZh[1-9]1AY&SY")
+MAGIC_LENGTH = 10
+"""Bytes that tell how a file is compressed; only files that users name are in xz or bzip2."""
+
 LOOK_EVERY = 0.01
 """Seconds between looks whether a blob has grown."""
 COPY = 1 << 30
@@ -39,7 +45,7 @@ class Spool:
         self._finished = threading.Event()
         self._errors: IO[bytes] = tempfile.TemporaryFile(dir=".")  # noqa: SIM115
         self.file: IO[bytes] = self._blob
-        command = decompressor(os.pread(self._blob.fileno(), 4, 0))
+        command = decompressor(os.pread(self._blob.fileno(), MAGIC_LENGTH, 0))
         if command is None:
             self._child = None
             return
@@ -99,4 +105,8 @@ def decompressor(magic: bytes) -> Optional[List[str]]:
         return [run.find_program("igzip", "pigz") or run.need_program("gzip", "gzip"), "-dc"]
     if magic.startswith(ZSTD_MAGIC):
         return [run.need_program("zstd", "zstd"), "-dcq", "-T0"]
+    if magic.startswith(XZ_MAGIC):
+        return [run.need_program("xz", "xz-utils"), "-dcq", "-T0"]
+    if BZIP2_MAGIC.match(magic):
+        return [run.need_program("bzip2", "bzip2"), "-dcq"]
     return None
