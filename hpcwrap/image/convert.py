@@ -206,7 +206,7 @@ class _Layers:
             raise in_layer(error, number, len(self.blobs)) from None
 
     def _on_entries(self, more: int) -> None:
-        entries = more + sum(len(layer.entries) for layer in self.indexes.values())
+        entries = more + sum(len(layer) for layer in self.indexes.values())
         self.report(Progress("index", "", entries, 0))
 
 

@@ -7,56 +7,52 @@ entry of which layer it comes from.  Nothing here touches a file.
 
 from __future__ import annotations
 
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Union
 
-from hpcwrap.image.layer import Layer
-from hpcwrap.image.tar import DIRECTORY, HARDLINK, SYMLINK, Entry, LayerError, show
+from hpcwrap.image.layer import KIND, Layer, join
+from hpcwrap.image.tar import DIRECTORY, HARDLINK, MAX_NAME, SYMLINK, LayerError, show
 
 MAX_LINKS = 40
 """How many symbolic links one path may follow, as in the kernel (path_resolution(7))."""
 
+SHIFT = 32
+INDEX = (1 << SHIFT) - 1
+NOBODY = -1
+"""An entry of all layers is a number: its layer above SHIFT, its index below; NOBODY is none."""
 
-class Node:
-    """A name in the tree; `layer` and `index` say which entry describes it (-1: none does).
 
-    A hard link's `target` is the node it was linked to, whose content it shares even after that
-    node has left the tree.
+class Directory:
+    """A directory in the tree; `entry` describes it (NOBODY: none does).
+
+    Its children that are no directories are the numbers of their entries: a million names are to
+    fit into memory.  `seen` is for who goes through the tree.
     """
 
-    __slots__ = ("children", "entry", "index", "layer", "parent", "path", "target")
+    __slots__ = ("children", "entry", "parent", "path", "seen")
 
-    def __init__(
-        self,
-        parent: Optional[Node],
-        path: bytes,
-        layer: int = -1,
-        index: int = -1,
-        entry: Optional[Entry] = None,
-    ) -> None:
+    def __init__(self, parent: Optional[Directory], path: bytes, entry: int = NOBODY) -> None:
         self.parent = parent
         self.path = path
-        self.layer = layer
-        self.index = index
         self.entry = entry
-        self.target: Optional[Node] = None
-        is_directory = entry is None or entry.kind == DIRECTORY
-        self.children: Optional[Dict[bytes, Node]] = {} if is_directory else None
-
-    @property
-    def content(self) -> Node:
-        """The node that holds what is read under this name: itself, or a hard link's target."""
-        return self.target or self
+        self.children: Dict[bytes, Name] = {}
+        self.seen: object = None
 
 
-def merge(layers: Sequence[Layer]) -> Node:
-    """Apply the layers in order and return the root of the resulting tree."""
-    tree = _Tree()
-    for number, layer in enumerate(layers):
+Name = Union[Directory, int]
+
+
+def merge(layers: Sequence[Layer]) -> Tree:
+    """Apply the layers in order, lowest first.
+
+    Raises LayerError, whose message begins with "layer N of M".
+    """
+    tree = Tree(layers)
+    for number in range(len(layers)):
         try:
-            tree.apply(number, layer)
+            tree.apply(number)
         except LayerError as error:
             raise in_layer(error, number, len(layers)) from None
-    return tree.root
+    return tree
 
 
 def in_layer(error: LayerError, number: int, count: int) -> LayerError:
@@ -64,108 +60,119 @@ def in_layer(error: LayerError, number: int, count: int) -> LayerError:
     return LayerError(f"layer {number + 1} of {count} {error.message}", error.hint)
 
 
-class _Tree:
-    """The tree while layers are applied to it."""
+class Tree:
+    """The tree while layers are applied to it.
 
-    def __init__(self) -> None:
-        self.root = Node(None, b"")
-        # Directories by the path they were asked for; emptied whenever a name that could be part
-        # of such a path goes or changes its kind.
-        self.known: Dict[bytes, Node] = {}
+    targets: for the entry of a hard link, the entry whose content it shares, even after that has
+    left the tree.
+    """
 
-    def apply(self, number: int, layer: Layer) -> None:
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self.layers = layers
+        self.root = Directory(None, b"")
+        self.targets: Dict[int, int] = {}
+        # What the directories of the current layer are in the tree; emptied whenever a name that
+        # could be part of such a path goes or changes its kind.
+        self._homes: Dict[int, Directory] = {}
+
+    def apply(self, number: int) -> None:
+        """Apply a layer: its whiteouts, then its entries.
+
+        Raises LayerError.
+        """
+        layer = self.layers[number]
+        self._homes.clear()
         for path in layer.opaque:
             self._clear(path)
         for path in layer.whiteouts:
             self._hide(path)
-        for index, entry in enumerate(layer.entries):
-            if entry.kind == HARDLINK:
-                self._add_link(number, index, entry)
-            elif entry.path:
-                self._add(number, index, entry)
-            elif entry.kind == DIRECTORY:
-                self._describe(self.root, number, index, entry)
+        entry = number << SHIFT
+        for flagged, parent, name in zip(layer.kinds, layer.parents, layer.names):
+            kind = flagged & KIND
+            if kind == HARDLINK:
+                self._add_link(layer, parent, name, entry)
+            elif kind == DIRECTORY:
+                self._add_directory(self._home(layer, parent), name, entry)
+            else:
+                home = self._homes.get(parent) or self._home(layer, parent)
+                if name in home.children or not name:
+                    self._forget(home.children.get(name), name)
+                home.children[name] = entry
+            entry += 1
+
+    def content(self, entry: int) -> int:
+        """The entry that holds what is read under this one: itself, or a hard link's target."""
+        return self.targets.get(entry, entry)
+
+    def kind(self, entry: int) -> int:
+        """The kind of an entry."""
+        return self.layers[entry >> SHIFT].kinds[entry & INDEX] & KIND
 
     def _clear(self, path: bytes) -> None:
-        directory = self._find_directory(path)
-        if directory is not None and directory.children:
+        directory = self._walk(path, make=False)
+        if isinstance(directory, Directory) and directory.children:
             directory.children.clear()
-            self.known.clear()
+            self._homes.clear()
 
     def _hide(self, path: bytes) -> None:
         parent_path, _, name = path.rpartition(b"/")
-        parent = self._find_directory(parent_path)
-        if parent is not None and parent.children and name in parent.children:
+        parent = self._walk(parent_path, make=False)
+        if isinstance(parent, Directory) and name in parent.children:
             del parent.children[name]
-            self.known.clear()
+            self._homes.clear()
 
-    def _add(self, number: int, index: int, entry: Entry) -> None:
-        parent, siblings, name = self._place(entry.path)
-        old = siblings.get(name)
-        if old is not None:
-            if entry.kind == DIRECTORY and old.children is not None:
-                self._describe(old, number, index, entry)
-                return
-            self._forget(old)
-        siblings[name] = Node(parent, _join(parent, name), number, index, entry)
-
-    def _add_link(self, number: int, index: int, entry: Entry) -> None:
-        target = self._find(entry.link)
-        if target is None or target.children is not None:
-            reason = "is not there" if target is None else "is a directory"
-            raise LayerError(
-                f"has the hard link {show(entry.path)} to {show(entry.link)}, which {reason}"
-            )
-        parent, siblings, name = self._place(entry.path)
-        old = siblings.get(name)
-        if old is target:
+    def _add_directory(self, home: Directory, name: bytes, entry: int) -> None:
+        old = home.children.get(name) if name else self.root
+        if isinstance(old, Directory):
+            old.entry = entry
             return
-        if old is not None:
-            self._forget(old)
-        node = Node(parent, _join(parent, name), number, index, entry)
-        node.target = target.content
-        siblings[name] = node
+        self._forget(old, name)
+        home.children[name] = Directory(home, _below(home, name), entry)
 
-    def _place(self, path: bytes) -> Tuple[Node, Dict[bytes, Node], bytes]:
-        """The directory of a new name, its siblings and the name."""
-        parent_path, _, name = path.rpartition(b"/")
-        parent = self.known.get(parent_path)
-        if parent is None:
-            parent = self._ensure_directory(parent_path)
-        if not name or parent.children is None:
+    def _add_link(self, layer: Layer, parent: int, name: bytes, entry: int) -> None:
+        link = layer.links.get(entry & INDEX, b"")
+        target = self._find(link)
+        if target is None or isinstance(target, Directory):
+            reason = "is not there" if target is None else "is a directory"
+            path = join(layer.directories[parent], name)
+            raise LayerError(f"has the hard link {show(path)} to {show(link)}, which {reason}")
+        home = self._home(layer, parent)
+        old = home.children.get(name)
+        if old == target:
+            return
+        self._forget(old, name)
+        self.targets[entry] = self.content(target)
+        home.children[name] = entry
+
+    def _home(self, layer: Layer, parent: int) -> Directory:
+        known = self._homes.get(parent)
+        if known is not None:
+            return known
+        path = layer.directories[parent]
+        home = self._walk(path, make=True)
+        if not isinstance(home, Directory):
+            raise LayerError(f"has files below {show(path)}, which is no directory")
+        self._homes[parent] = home
+        return home
+
+    def _forget(self, old: Optional[Name], name: bytes) -> None:
+        """Prepare for another thing under a name."""
+        if not name:
             raise LayerError("has an entry other than a directory for the root")
-        return parent, parent.children, name
+        if isinstance(old, Directory) or (old is not None and self._link_of(old) is not None):
+            self._homes.clear()
 
-    @staticmethod
-    def _describe(node: Node, number: int, index: int, entry: Entry) -> None:
-        node.layer, node.index, node.entry = number, index, entry
-
-    def _forget(self, node: Node) -> None:
-        if node.children is not None or _symlink_target(node) is not None:
-            self.known.clear()
-
-    def _find(self, path: bytes) -> Optional[Node]:
-        """The node of a path; symbolic links are followed in its parents only."""
+    def _find(self, path: bytes) -> Optional[Name]:
+        """What has a path; symbolic links are followed in its parents only."""
         parent_path, _, name = path.rpartition(b"/")
-        parent = self._find_directory(parent_path)
-        if parent is None or parent.children is None:
+        parent = self._walk(parent_path, make=False)
+        if not isinstance(parent, Directory):
             return None
         return parent.children.get(name) if name else parent
 
-    def _find_directory(self, path: bytes) -> Optional[Node]:
-        node = self._walk(path, make=False)
-        return node if node is not None and node.children is not None else None
-
-    def _ensure_directory(self, path: bytes) -> Node:
-        node = self._walk(path, make=True)
-        if node is None or node.children is None:
-            raise LayerError(f"has files below {show(path)}, which is no directory")
-        self.known[path] = node
-        return node
-
-    def _walk(self, path: bytes, *, make: bool) -> Optional[Node]:
+    def _walk(self, path: bytes, *, make: bool) -> Optional[Name]:
         """Follow a path from the root, symbolic links within the root, ``..`` not above it."""
-        trail = [self.root]
+        trail: List[Name] = [self.root]
         parts = _split(path)
         links = 0
         while parts:
@@ -173,14 +180,16 @@ class _Tree:
             if part == b"..":
                 del trail[max(1, len(trail) - 1) :]
                 continue
-            node = self._step(trail[-1], part, path, make=make)
-            if node is None:
+            found = self._step(trail[-1], part, path, make=make)
+            if found is None:
                 return None
-            target = _symlink_target(node)
+            target = None if isinstance(found, Directory) else self._link_of(found)
             if target is None:
-                trail.append(node)
+                trail.append(found)
                 continue
             links += 1
+            if links > MAX_LINKS and not make:
+                return None
             if links > MAX_LINKS:
                 raise LayerError(f"has a loop of symbolic links at {show(path)}")
             if target.startswith(b"/"):
@@ -189,26 +198,32 @@ class _Tree:
         return trail[-1]
 
     @staticmethod
-    def _step(directory: Node, name: bytes, path: bytes, *, make: bool) -> Optional[Node]:
-        if directory.children is None:
+    def _step(directory: Name, name: bytes, path: bytes, *, make: bool) -> Optional[Name]:
+        if not isinstance(directory, Directory):
             if make:
                 raise LayerError(f"has files below {show(path)}, which is no directory")
             return None
-        node = directory.children.get(name)
-        if node is None and make:
-            node = directory.children[name] = Node(directory, _join(directory, name))
-        return node
+        found = directory.children.get(name)
+        if found is None and make:
+            found = directory.children[name] = Directory(directory, _below(directory, name))
+        return found
+
+    def _link_of(self, entry: int) -> Optional[bytes]:
+        """Where a symbolic link points to; None for anything else."""
+        entry = self.content(entry)
+        if self.kind(entry) != SYMLINK:
+            return None
+        return self.layers[entry >> SHIFT].links[entry & INDEX]
 
 
-def _join(directory: Node, name: bytes) -> bytes:
-    return directory.path + b"/" + name if directory.path else name
+def _below(directory: Directory, name: bytes) -> bytes:
+    path = join(directory.path, name)
+    # Symbolic links in the parents can make a path longer than any that a layer may have.
+    if len(path) > MAX_NAME:
+        raise LayerError(f"has directories nested too deeply: {show(path)}")
+    return path
 
 
 def _split(path: bytes) -> List[bytes]:
     """The parts of a path, last one first; ``..`` stays."""
     return [part for part in reversed(path.split(b"/")) if part not in (b"", b".")]
-
-
-def _symlink_target(node: Node) -> Optional[bytes]:
-    entry = node.content.entry
-    return entry.link if entry is not None and entry.kind == SYMLINK else None

@@ -5,12 +5,22 @@ Formats: POSIX.1-2017 pax(1), "pax Extended Header"; GNU tar's manual, "Storing 
 
 from __future__ import annotations
 
-from typing import Dict, List, NamedTuple, Tuple
+import base64
+import binascii
+from typing import Dict, List, NamedTuple, Optional, Tuple
+from urllib.parse import unquote_to_bytes
 
-from hpcwrap.image.tar import BLOCK, Fields, LayerError, Pieces, read_number, tame
+from hpcwrap.image.tar import BLOCK, Attributes, Fields, LayerError, Pieces, read_number, tame
 
 MAX_PAX = 1 << 20
 MAX_PIECES = 1 << 20
+
+STAR, LIBARCHIVE = b"SCHILY.xattr.", b"LIBARCHIVE.xattr."
+"""Two ways to write extended attributes: as they are, and in base 64 under a quoted name."""
+
+MAX_ATTRIBUTE_NAME = 255
+MAX_ATTRIBUTE = 1 << 16
+"""XATTR_NAME_MAX and XATTR_SIZE_MAX of the kernel: what is longer cannot be read (xattr(7))."""
 
 Records = Dict[bytes, bytes]
 
@@ -82,6 +92,45 @@ def apply_records(fields: Fields, records: Records) -> Fields:
             mtime=value(b"mtime", fields.mtime),
         )
     )
+
+
+def user_attributes(records: Records) -> Attributes:
+    """The extended attributes of the namespace ``user``, by name.
+
+    All others stay out: security.capability makes root's programs of files, and what is trusted
+    or the system's is not an image's to say.  What the kernel could not read stays out, too.
+    """
+    found = {}
+    for keyword, value in records.items():
+        pair = _attribute(keyword, value)
+        # tar(1) of the BSDs writes both; star's way needs no decoding.
+        if pair is not None and (keyword.startswith(STAR) or pair[0] not in found):
+            found[pair[0]] = pair[1]
+    return tuple(sorted(found.items()))
+
+
+def _attribute(keyword: bytes, value: bytes) -> Optional[Tuple[bytes, bytes]]:
+    if keyword.startswith(STAR):
+        name = keyword[len(STAR) :]
+    elif keyword.startswith(LIBARCHIVE):
+        name = unquote_to_bytes(keyword[len(LIBARCHIVE) :])
+        try:
+            value = base64.b64decode(value + b"=" * (-len(value) % 4), validate=True)
+        except binascii.Error:
+            return None
+    else:
+        return None
+    fits = len(b"user.") < len(name) <= MAX_ATTRIBUTE_NAME and len(value) <= MAX_ATTRIBUTE
+    odd = b"\0" in name or b"=" in name
+    return (name, value) if name.startswith(b"user.") and fits and not odd else None
+
+
+def merged(always: Records, own: Records) -> Records:
+    """An entry's own records over the global ones; an empty value takes a record away (pax(1))."""
+    if not always and all(own.values()):
+        return own
+    both = {**always, **own}
+    return {key: value for key, value in both.items() if value or key.startswith(STAR)}
 
 
 def old_sparse(header: bytes, more: bytes) -> Sparse:

@@ -31,7 +31,9 @@ class Format(NamedTuple):
 def command(output: str, plan: Plan, form: Format) -> List[str]:
     """The mksquashfs command that reads the plan's tar stream (docs/decisions/0012)."""
     argv = [run.need_program("mksquashfs", "squashfs-tools 4.5 or newer"), "-", output]
-    argv += ["-tar", "-noappend", "-no-progress", "-quiet", "-no-xattrs"]
+    argv += ["-tar", "-noappend", "-no-progress", "-quiet"]
+    # It can leave out none by name: only what pax.user_attributes() lets through reaches it.
+    argv += ["-xattrs" if plan.tagged else "-no-xattrs"]
     argv += ["-processors", str(len(os.sched_getaffinity(0)))]
     # A quarter of the memory is its default, and the node has jobs; more than this is no faster,
     # for then the pages that it takes are new ones each time (docs/decisions/0018).

@@ -18,6 +18,9 @@ MAX_COMPONENT = 255
 MAX_ID = (1 << 32) - 2
 MAX_TIME = (1 << 32) - 1
 
+MAX_SIZE = 1 << 40
+"""Bytes of a file: stops a sparse one of 8 EiB, which costs its maker one header."""
+
 FILE, HARDLINK, SYMLINK, CHARACTER, BLOCKDEV, DIRECTORY, FIFO = b"0123456"
 """Kinds of an entry: the byte in the header's type field."""
 
@@ -25,6 +28,8 @@ END = bytes(2 * BLOCK)
 """What a tar stream ends with."""
 
 Pieces = Tuple[Tuple[int, int], ...]
+Attributes = Tuple[Tuple[bytes, bytes], ...]
+"""Extended attributes, name (with its namespace) and value."""
 
 _OCTAL = re.compile(rb" *([0-7]*) *\Z")
 
@@ -45,10 +50,9 @@ class Fields(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """An entry of one layer.
+    """An entry of one layer, with its extended headers applied.
 
     start, data, end: byte offsets in the layer of its first header, its body and its successor.
-    fields is None where the bytes from start to end can be copied as they are.
     """
 
     path: bytes
@@ -57,7 +61,8 @@ class Entry(NamedTuple):
     data: int
     end: int
     link: bytes
-    fields: Optional[Fields]
+    fields: Fields
+    attributes: Attributes = ()
 
 
 def read_number(field: bytes) -> int:
@@ -100,12 +105,41 @@ def tame(fields: Fields) -> Fields:
     )
 
 
-def make_header(path: bytes, kind: int, link: bytes, fields: Fields) -> bytes:
-    """Make the header blocks of an entry: GNU long name blocks where needed, then ustar."""
+def make_header(
+    path: bytes, kind: int, link: bytes, fields: Fields, attributes: Attributes = ()
+) -> bytes:
+    """Make the header blocks of an entry: GNU long name blocks and attributes, then ustar."""
     name = path + b"/" if kind == DIRECTORY else path
     size = fields.size if kind == FILE else 0
-    blocks = _long_block(b"L", name) + _long_block(b"K", link)
+    blocks = _long_block(b"L", name) + _long_block(b"K", link) + attribute_blocks(attributes)
     return blocks + _header_block(name, bytes((kind,)), link, fields._replace(size=size))
+
+
+def header_size(path: bytes, kind: int, link: bytes) -> int:
+    """How many bytes make_header() makes, without the attributes."""
+    name_size = len(path) + (kind == DIRECTORY)
+    return BLOCK + sum(
+        BLOCK + length + 1 + padding(length + 1)
+        for length in (name_size, len(link))
+        if length > 100
+    )
+
+
+def attribute_blocks(attributes: Attributes) -> bytes:
+    """A pax header with nothing but extended attributes, in the words of star and GNU tar."""
+    if not attributes:
+        return b""
+    body = b"".join(_record(b"SCHILY.xattr." + name, value) for name, value in attributes)
+    header = _header_block(b"././@PaxHeader", b"x", b"", Fields(0, 0, 0, len(body), 0))
+    return header + body + bytes(padding(len(body)))
+
+
+def _record(keyword: bytes, value: bytes) -> bytes:
+    # The length at the front counts its own digits.
+    rest = len(keyword) + len(value) + 3
+    length = rest + len(str(rest))
+    length = rest + len(str(length))
+    return b"%d %s=%s\n" % (length, keyword, value)
 
 
 def padding(size: int) -> int:

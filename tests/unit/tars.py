@@ -141,11 +141,12 @@ class Oracle:
         return tree, groups_of({name: str(inode) for name, (_, inode) in kept.items()})
 
     def apply(self, layer: bytes) -> None:
-        """Whiteouts first, they concern what is below; then the entries."""
+        """Opaque marks and whiteouts first, they concern what is below; then the entries."""
         with tarfile.open(fileobj=io.BytesIO(layer)) as archive:
             members = archive.getmembers()
-            for info in members:
-                self._whiteout(clean(info.name))
+            names = [clean(info.name) for info in members]
+            for name in sorted(names, key=lambda name: not name.endswith(".wh..wh..opq")):
+                self._whiteout(name)
             for info in members:
                 if ".wh." not in info.name:
                     self._extract(archive, info)
@@ -199,6 +200,8 @@ class Oracle:
 
     def follow(self, path: str, *, make: bool = False, depth: int = 0) -> Optional[str]:
         """Where a path leads, symbolic links within the root."""
+        if depth > 40 and not make:
+            return None
         if depth > 40:
             raise CannotError(f"loop at {path}")
         here = ""

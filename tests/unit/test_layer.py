@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import tarfile
 from pathlib import Path
@@ -26,12 +27,16 @@ def index(layer: bytes) -> Layer:
     return index_layer(memoryview(layer))
 
 
+def paths(layer: Layer) -> List[bytes]:
+    return [layer.path(number) for number in range(len(layer))]
+
+
 @pytest.mark.parametrize("form", FORMATS)
 def test_plain_entries_are_copied_as_they_are(form: int) -> None:
     names = ("a", "./b", ".hidden", "d/..e", "usr/lib/" + "p/" * 50 + "n" * 90)
-    entries = index(make_layer([Member(name, content=b"123") for name in names[:4]], form)).entries
-    assert [entry.path for entry in entries] == [b"a", b"b", b".hidden", b"d/..e"]
-    assert all(entry.fields is None for entry in entries)
+    layer = index(make_layer([Member(name, content=b"123") for name in names[:4]], form))
+    assert paths(layer) == [b"a", b"b", b".hidden", b"d/..e"]
+    assert bytes(layer.kinds) == b"0000"
 
 
 @pytest.mark.parametrize("form", FORMATS[1:])
@@ -55,9 +60,9 @@ def test_what_a_header_cannot_hold_survives(member: Member, form: int) -> None:
 
 def test_a_ustar_prefix_is_part_of_the_name() -> None:
     name = "a/" * 60 + "b"
-    layer = make_layer([Member(name)], tarfile.USTAR_FORMAT)
-    assert [entry.path.decode() for entry in index(layer).entries] == [name]
-    assert index(layer).entries[0].fields is None
+    layer = index(make_layer([Member(name)], tarfile.USTAR_FORMAT))
+    assert paths(layer) == [name.encode()]
+    assert bytes(layer.kinds) == b"0"
 
 
 def test_pax_records_overrule_the_header_and_global_ones_stay() -> None:
@@ -69,10 +74,9 @@ def test_pax_records_overrule_the_header_and_global_ones_stay() -> None:
         info.pax_headers = {"path": "real/name", "gid": "88", "mtime": "1600000000.9"}
         archive.addfile(info)
         archive.addfile(tarfile.TarInfo("b"))
-    first, second = index(file.getvalue()).entries
+    layer = index(file.getvalue())
+    first, second = layer.entry(0), layer.entry(1)
     assert first.path == b"real/name"
-    assert first.fields is not None
-    assert second.fields is not None
     assert (first.fields.uid, first.fields.gid, first.fields.mtime) == (77, 88, 1_600_000_000)
     assert (second.path, second.fields.uid) == (b"b", 77)
 
@@ -84,19 +88,59 @@ def test_a_time_without_fraction_does_not_reach_mksquashfs_as_a_pax_record() -> 
     assert b"mtime=" not in stream
 
 
+def test_times_with_fractions_cost_no_new_header() -> None:
+    pax = {"atime": "1600000001.25", "mtime": "1600000000.5"}
+    members = [Member("a", content=b"x", pax=pax), Member("b", mtime=1_600_000_000.25)]
+    layer = make_layer(members, tarfile.PAX_FORMAT)
+    assert bytes(index(layer).kinds) == b"00"
+    stream = stream_of(plan_of([layer]), [layer])
+    assert b"time=" not in stream
+    assert list(read_stream(stream)[0]) == ["a", "b"]
+
+
+@pytest.mark.parametrize("told", ["5.5", "-1", "9" * 15, "x"])
+def test_a_time_that_differs_from_the_header_counts(told: str) -> None:
+    layer = make_layer([Member("a", pax={"mtime": told})], tarfile.PAX_FORMAT)
+    if told == "x":
+        with pytest.raises(LayerError, match="the number b'x'"):
+            index(layer)
+    else:
+        expected = {"5.5": 5, "-1": 0}.get(told, 2**32 - 1)
+        assert index(layer).entry(0).fields.mtime == expected
+
+
 def test_names_of_users_do_not_reach_mksquashfs() -> None:
     layer = make_layer([Member("a", uid=5, uname="games"), Member("b", uid=0, uname="root")])
     stream = stream_of(plan_of([layer]), [layer])
     assert b"games" not in stream
-    assert isinstance(plan_of([layer]).segments[1], Range)
+    assert isinstance(list(plan_of([layer]).segments)[1], Range)
 
 
-def test_extended_attributes_are_left_out() -> None:
-    record = {"SCHILY.xattr.security.capability": "\x01\x02", "SCHILY.xattr.user.a": "b"}
-    layer = make_layer([Member("ping", content=b"elf", pax=record)], tarfile.PAX_FORMAT)
-    stream = stream_of(plan_of([layer]), [layer])
-    assert b"xattr" not in stream
+def test_only_attributes_of_users_stay() -> None:
+    pax = {"SCHILY.xattr.security.capability": "\x01\x02", "SCHILY.xattr.trusted.x": "y"}
+    pax.update({"SCHILY.xattr.user.a": "b=\nc", "LIBARCHIVE.xattr.user.d%C3%A9": "AAH/"})
+    pax.update({"LIBARCHIVE.xattr.user.a": "eA", "LIBARCHIVE.xattr.user.x": "no base 64"})
+    pax.update({"SCHILY.xattr.user.long": "x" * 65537, "SCHILY.xattr.user." + "n" * 251: "x"})
+    pax.update({"SCHILY.xattr.user.empty": "", "SCHILY.xattr.user.": "x"})
+    layer = make_layer([Member("ping", content=b"elf", pax=pax)], tarfile.PAX_FORMAT)
+    plan = plan_of([layer])
+    stream = stream_of(plan, [layer])
+    assert plan.tagged
+    assert len(stream) == plan.size
+    assert re.findall(rb"xattr\.([^=]*)=(.*?)(?=\n\d+ |\n\0)", stream, re.DOTALL) == [
+        (b"user.a", b"b=\nc"),
+        ("user.dé".encode(), b"\0\1\xff"),
+        (b"user.empty", b""),
+    ]
     assert read_stream(stream)[0]["ping"].content == b"elf"
+
+
+@pytest.mark.parametrize("kind", ["symlink", "fifo", "link"])
+def test_what_can_have_no_attributes_has_none(kind: str) -> None:
+    pax = {"SCHILY.xattr.user.a": "b"}
+    layer = make_layer([Member("f"), Member("x", kind, link="f", pax=pax)], tarfile.PAX_FORMAT)
+    assert b"xattr" not in stream_of(plan_of([layer]), [layer])
+    assert not plan_of([layer]).tagged
 
 
 @pytest.mark.parametrize(
@@ -133,13 +177,13 @@ def test_markers_are_not_entries() -> None:
     layer = index(
         make_layer([Member("d/.wh.a"), Member("d/.wh..wh..opq"), Member(".wh..wh.plnk/1.2")])
     )
-    assert (layer.entries, layer.whiteouts, layer.opaque) == ([], [b"d/a"], [b"d"])
+    assert (paths(layer), layer.whiteouts, layer.opaque) == ([], [b"d/a"], [b"d"])
 
 
 def test_a_stream_without_its_last_zeros_is_whole() -> None:
     layer = make_layer([Member("a", content=b"x" * 512)])
-    assert len(index(layer[:1024]).entries) == 1
-    assert index(b"").entries == []
+    assert paths(index(layer[:1024])) == [b"a"]
+    assert paths(index(b"")) == []
 
 
 @pytest.mark.parametrize(
