@@ -7,14 +7,14 @@ import os
 import random
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Tuple
 
 import killing
 import pytest
+from fronts import Front
 from killing import Moment, Work, command
-from registries import Registry, free_port
+from registries import Registry
 from tars import Member, make_layer
 
 from hpcwrap.image.store import Store
@@ -91,22 +91,11 @@ def copy(source: str, target: str) -> None:
     subprocess.run(["cp", "-a", source, target], check=True)
 
 
-@pytest.fixture(name="limiter")
-def make_limiter(registry: Registry, tmp_path: Path) -> Iterator[str]:
-    """HOST:PORT of the slow front."""
-    here = f"127.0.0.1:{free_port()}"
-    program = Path(__file__).with_name("limiter.py")
-    argv = [sys.executable, str(program), here, registry.host, "--rate", str(RATE)]
-    with (tmp_path / "limiter").open("w") as log:
-        process = subprocess.Popen(argv, stdout=log)
-    yield here
-    process.terminate()
-    process.wait()
-
-
 @pytest.fixture(name="scene")
-def make_scene(root: str, push: Any, limiter: str) -> Scene:
-    return Scene(Path(root), push, limiter)
+def make_scene(root: str, push: Any, registry: Registry) -> Iterator[Scene]:
+    front = Front(Path(root), registry, RATE)
+    yield Scene(Path(root), push, front.host)
+    front.stop()
 
 
 class Operation(NamedTuple):
