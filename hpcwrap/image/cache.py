@@ -101,7 +101,7 @@ def _make_room(cache: Store, image: Image, limit: int) -> bool:
 
 
 def _copy(site: Store, cache: Store, image: Image) -> None:
-    from hpcwrap.image.publish import sync_and_hash, write_document
+    from hpcwrap.image.publish import sync_and_check, write_document
     from hpcwrap.image.store import read_document
     from hpcwrap.image.workspace import new_file
 
@@ -112,15 +112,15 @@ def _copy(site: Store, cache: Store, image: Image) -> None:
     with open(image.squashfs, "rb") as source, new_file(target) as file:
         copy_bytes(source.fileno(), file.fileno())
         os.fchmod(file.fileno(), mode)
-        copied = sync_and_hash(file.fileno())
-        if document.get("sha256", copied) != copied:
+        copied = sync_and_check(file.fileno())
+        if document.get("checksum", copied) != copied:
             raise _DamagedCopyError(
                 f"the image {image.reference} in the store is damaged: {image.squashfs} is not "
                 "what was written there",
                 "`hpcwrap image verify --repair` pulls it again",
             )
         os.rename(file.name, target)
-    document = {**document, "sha256": copied, "copied": time.time()}
+    document = {**document, "checksum": copied, "copied": time.time()}
     write_document(cache.document_path(image.digest), document, mode)
 
 

@@ -49,8 +49,8 @@ class ImageConfig(NamedTuple):
 class Image(NamedTuple):
     """An image in the store; size is that of the squashfs in bytes, pulled and used epochs in s.
 
-    uids are those who may use it, none: everyone; sha256 is that of the squashfs file, in hex, or
-    empty where it was made by an hpcwrap that did not keep it.
+    uids are those who may use it, none: everyone; checksum is that of the squashfs file
+    (publish.checksum), or empty where it was made by an hpcwrap that did not keep one.
     """
 
     digest: str
@@ -60,7 +60,7 @@ class Image(NamedTuple):
     size: int
     pulled: float
     uids: Tuple[int, ...] = ()
-    sha256: str = ""
+    checksum: str = ""
     used: float = 0.0
 
 
@@ -96,6 +96,7 @@ class Store:
         self.locks_directory = os.path.join(root, "locks")
         self.tmp_directory = os.path.join(root, "tmp")
         self.aside_directory = os.path.join(root, "aside")
+        self.blobs_directory = os.path.join(root, "blobs")
 
     def squashfs_path(self, digest: str) -> str:
         """Where the squashfs of an image is, or will be."""
@@ -173,7 +174,7 @@ class Store:
                 size=os.stat(squashfs).st_size,
                 pulled=float(document["pulled"]),
                 uids=tuple(int(uid) for uid in document.get("uids", ())),
-                sha256=str(document.get("sha256", "")),
+                checksum=str(document.get("checksum", "")),
                 used=os.stat(path).st_mtime,
             )
         except (KeyError, TypeError, ValueError) as error:
