@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Tuple
 
 RUN = "/run/hpcwrap"
 """Node-local, root-owned, gone after a reboot: what running jobs need."""
@@ -29,6 +30,19 @@ DROP_INS_NAME = "conf.d"
 
 SNAPSHOTS = RUN + "/snapshots"
 """Settings and environments as the prolog reads them; root's alone."""
+
+
+def auth_files(uid: int, home: str) -> Tuple[str, ...]:
+    """Where a user's passwords for registries may be, the first first (containers-auth.json(5)).
+
+    The variables that could move them are in the user's processes, not in a prolog's.
+    """
+    return (
+        f"/run/user/{uid}/containers/auth.json",
+        f"/run/containers/{uid}/auth.json",
+        os.path.join(home, ".config/containers/auth.json"),
+        os.path.join(home, ".docker/config.json"),
+    )
 
 
 class JobPaths:

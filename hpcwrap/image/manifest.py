@@ -17,6 +17,11 @@ MAX_MANIFEST = 4 << 20
 
 MAX_LAYERS = 1000
 
+INDEXES = (
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+)
+
 ARCHITECTURES = {
     "x86_64": ("amd64", ""),
     "aarch64": ("arm64", "v8"),
@@ -84,24 +89,33 @@ def parse_manifest(document: Dict[str, Any]) -> Manifest:
 def choose_instance(document: Dict[str, Any], machine: Optional[str] = None) -> str:
     """The digest of an index's instance for a machine (this one; words of uname(2)).
 
-    Raises UserError that lists what there is.
+    That may be another index, where this one does not say for which machines that is.  Raises
+    UserError that lists what there is.
     """
     architecture, variant = ARCHITECTURES.get(machine or os.uname().machine, ("", ""))
-    fitting: List[Tuple[bool, Dict[str, Any]]] = []
-    offered = []
+    fitting: List[Tuple[int, Dict[str, Any]]] = []
+    offered = set()
     for instance in document["manifests"]:
         platform = instance.get("platform") or {} if isinstance(instance, dict) else {}
-        if platform.get("os") == "linux" and platform.get("architecture") == architecture:
-            other = platform.get("variant", variant) != variant
-            fitting.append((other, instance))
-        offered.append(f"{platform.get('os')}/{platform.get('architecture')}")
+        system = f"{platform.get('os')}/{platform.get('architecture')}"
+        if system == f"linux/{architecture}":
+            fitting.append((int(platform.get("variant", variant) != variant), instance))
+        elif not platform and _is_nested(instance):
+            fitting.append((2, instance))
+        # BuildKit's attestations are no image for any machine.
+        elif system != "unknown/unknown":
+            offered.add(system)
     if not fitting:
         raise UserError(
             f"is not for this machine (linux/{architecture})",
-            f"it is there for {', '.join(sorted(set(offered))) or 'none'}",
+            f"it is there for {', '.join(sorted(offered)) or 'none'}",
         )
     chosen = min(fitting, key=lambda pair: pair[0])[1]
     return check_digest(str(chosen.get("digest")), "the instance for this machine")
+
+
+def _is_nested(instance: Any) -> bool:
+    return isinstance(instance, dict) and instance.get("mediaType") in INDEXES
 
 
 def _parse_blob(blob: Any, what: str) -> Blob:

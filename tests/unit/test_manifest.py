@@ -75,3 +75,19 @@ def test_the_instance_for_a_machine() -> None:
     with pytest.raises(UserError, match="not for this machine") as caught:
         choose_instance(index, "s390x")
     assert "linux/arm64" in caught.value.hint
+
+
+def test_attestations_are_no_image() -> None:
+    attestation = {"digest": DIGEST, "platform": {"os": "unknown", "architecture": "unknown"}}
+    index = {"manifests": [attestation, instance("arm64", "2")]}
+    assert choose_instance(index, "aarch64") == "sha256:" + "2" * 64
+    with pytest.raises(UserError) as caught:
+        choose_instance(index, "x86_64")
+    assert caught.value.hint == "it is there for linux/arm64"
+
+
+def test_an_index_in_an_index_is_the_last_choice() -> None:
+    nested = {"digest": DIGEST, "mediaType": "application/vnd.oci.image.index.v1+json"}
+    index = {"manifests": [nested, instance("arm64", "2")]}
+    assert choose_instance(index, "aarch64") == "sha256:" + "2" * 64
+    assert choose_instance(index, "x86_64") == DIGEST
