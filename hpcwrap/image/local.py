@@ -1,0 +1,350 @@
+"""Images that lie on this machine: from the reader's stream to blobs, as of a registry's image.
+
+Runs in a worker's process, in its directory.  Two steps, because the store may have the image
+already: `resolve_local` stores the stream and finds out which image it is, and `LocalDownload`
+passes it on to be converted.  What has a manifest keeps it; a root file system gets one, with the
+stored file as its only layer, so that the same file is the same image everywhere.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import tarfile
+import tempfile
+from typing import IO, Any, BinaryIO, Callable, Dict, List, Sequence, Tuple, Type
+
+from hpcwrap import run
+from hpcwrap.errors import HpcwrapError, SiteError, UserError
+from hpcwrap.image import detect
+from hpcwrap.image.access import ANONYMOUS, Access
+from hpcwrap.image.apptainer import variables_of
+from hpcwrap.image.complaints import failure
+from hpcwrap.image.digest import ALGORITHM, digest_of, hex_digits
+from hpcwrap.image.manifest import (
+    ARCHITECTURES,
+    MAX_MANIFEST,
+    Blob,
+    Manifest,
+    parse_document,
+    parse_manifest,
+)
+from hpcwrap.image.plan import MAX_UNPACKED
+from hpcwrap.image.reader import SKOPEO_DIRECTORY, Stream
+from hpcwrap.image.sif import Part, parse_sif
+from hpcwrap.image.source import FILE, Source
+from hpcwrap.image.transport import Resolved
+from hpcwrap.image.worker import Progress, Report, guarded
+
+STORED = "stream"
+ARCHIVE = "archive"
+BLOBS = "download"
+SQUASHFS = "squashfs"
+"""Names in the working directory: the stream as it came; an archive, decompressed; the blobs; a
+squashfs instead of a layer."""
+
+PART = "part"
+"""The tar stream of a squashfs, among the blobs, while it is written."""
+
+CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
+TAR_TYPE = "application/vnd.oci.image.layer.v1.tar"
+MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+
+_CHUNK = 1 << 20
+_REPORT_EVERY = 16 << 20
+_BLOB_NAME = re.compile(r"[0-9a-f]{64}\Z")
+
+Rule = Tuple[str, Type[HpcwrapError], str, str]
+
+# What containers/image says of an archive; the messages are predicates of the image.
+RULES: Sequence[Rule] = (
+    (r"no space left|quota exceeded", SiteError, "does not fit: the store is full", "hpcwrap rm"),
+    (
+        r"expected 1 item, got|more than one image|more than one manifest",
+        UserError,
+        "is an archive of several images",
+        "say which: a colon and the image's name after the path",
+    ),
+    (
+        r"no descriptor found for reference|ag \"?.*\"? not found|no image found in archive",
+        UserError,
+        "is an archive without an image of that name",
+        "",
+    ),
+    (
+        r"no image found in (manifest list|image index)",
+        UserError,
+        "is not for this machine",
+        "",
+    ),
+    (
+        r"rejected by policy|signature was required|rejected: ",
+        UserError,
+        "is not allowed by the site's policy.json",
+        "",
+    ),
+)
+
+
+def resolve_local(
+    stream: Stream, source: Source, report: Report, access: Access = ANONYMOUS
+) -> Resolved:
+    """Store what comes out of the stream in the working directory, and say which image it is.
+
+    Raises UserError when it is none, SiteError when the store is full.
+    """
+    blob = _store(stream, source, report)
+    os.mkdir(BLOBS)
+    try:
+        kind = _kind(stream, source)
+        if kind == SKOPEO_DIRECTORY:
+            return _resolve_directory()
+        if kind in (detect.OCI_ARCHIVE, detect.DOCKER_ARCHIVE):
+            return _resolve_archive(kind, source, access)
+        return _RESOLVERS[kind](blob)
+    except UserError as error:
+        raise type(error)(
+            f"cannot use the image {source}: it {error.message}", error.hint
+        ) from None
+
+
+class LocalDownload:
+    """The blobs of an image that `resolve_local` stored in the working directory.
+
+    Of a squashfs, the tar stream that is its layer is written now.
+    """
+
+    def __init__(self, source: Source, resolved: Resolved) -> None:
+        self.source = source
+        self.resolved = resolved
+        self._child = None
+        self._errors: IO[bytes] = tempfile.TemporaryFile(dir=".")  # noqa: SIM115
+        if os.path.exists(SQUASHFS):
+            # With the root's own owner and mode, which it leaves out otherwise (sqfs2tar(1)).
+            argv = [run.need_program("sqfs2tar", "squashfs-tools-ng"), "--root-becomes", "."]
+            with open(os.path.join(BLOBS, PART), "wb") as part:
+                self._child = run.spawn(
+                    guarded([*argv, SQUASHFS]), stdout=part, stderr=self._errors
+                )
+
+    def blob_path(self, blob: Blob) -> str:
+        """Where a blob lies once it is whole."""
+        return os.path.join(BLOBS, hex_digits(blob.digest))
+
+    def ended(self) -> bool:
+        """Whether all is here.
+
+        Raises UserError or SiteError.
+        """
+        if self._child is None:
+            return True
+        code = self._child.poll()
+        if code is None:
+            return False
+        if code:
+            raise self._failed()
+        self._child = None
+        os.rename(os.path.join(BLOBS, PART), self.blob_path(self.resolved.manifest.layers[0]))
+        return True
+
+    def sizes(self) -> Dict[str, int]:
+        """Bytes that are here of each layer, by digest."""
+        return {
+            blob.digest: blob.size
+            for blob in self.resolved.manifest.layers
+            if os.path.exists(self.blob_path(blob))
+        }
+
+    def unfinished(self) -> List[os.DirEntry[str]]:
+        """The file that gets a blob's name when it is whole."""
+        return [item for item in os.scandir(BLOBS) if item.name == PART]
+
+    def _failed(self) -> HpcwrapError:
+        self._errors.seek(0)
+        text = run.last_line(self._errors.read(1 << 16).decode(errors="replace"))
+        if os.strerror(errno.ENOSPC) in text:
+            return SiteError("cannot unpack the image: the store is full", "hpcwrap rm")
+        return UserError(f"the image {self.source} is broken: its squashfs is damaged: {text}")
+
+
+def _store(stream: Stream, source: Source, report: Report) -> Blob:
+    hasher = hashlib.sha256()
+    size = told = 0
+    with open(STORED, "xb", buffering=0) as file:
+        while True:
+            data = os.read(stream.pipe, _CHUNK)
+            if not data:
+                break
+            hasher.update(data)
+            _write(file, data)
+            size += len(data)
+            if size > MAX_UNPACKED:
+                raise UserError(f"cannot use the image {source}: it has over {MAX_UNPACKED} bytes")
+            if size - told >= _REPORT_EVERY:
+                told = size
+                report(Progress("read", str(source), size, stream.size))
+    report(Progress("read", str(source), size, size))
+    return Blob(f"{ALGORITHM}:{hasher.hexdigest()}", size, TAR_TYPE)
+
+
+def _write(file: BinaryIO, data: bytes) -> None:
+    view = memoryview(data)
+    try:
+        while view:
+            view = view[os.write(file.fileno(), view) :]
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise SiteError("cannot store the image: the store is full", "hpcwrap rm") from None
+
+
+def _kind(stream: Stream, source: Source) -> str:
+    """What the stored stream is; what the user said it is must be true."""
+    if stream.kind != FILE:
+        return stream.kind
+    found = detect.kind_of(STORED, source.transport)
+    if source.transport not in (FILE, found):
+        raise UserError(
+            f"is not {source.transport}: but {found}:", "name the file by its path alone"
+        )
+    return found
+
+
+def _resolve_tar(blob: Blob) -> Resolved:
+    os.rename(STORED, os.path.join(BLOBS, hex_digits(blob.digest)))
+    return _made(blob, {})
+
+
+def _resolve_squashfs(blob: Blob) -> Resolved:
+    os.rename(STORED, SQUASHFS)
+    return _made(blob, _recovered_config())
+
+
+def _resolve_sif(blob: Blob) -> Resolved:
+    with open(STORED, "rb") as file:
+        sif = parse_sif(file)
+        _copy_part(file, sif.root)
+        config = _parse_config(file, sif.config) if sif.config else {}
+    os.unlink(STORED)
+    return _made(blob, config or _recovered_config())
+
+
+_RESOLVERS: Dict[str, Callable[[Blob], Resolved]] = {
+    detect.TAR: _resolve_tar,
+    detect.SQUASHFS: _resolve_squashfs,
+    detect.SIF: _resolve_sif,
+}
+
+
+def _copy_part(file: BinaryIO, part: Part) -> None:
+    with open(SQUASHFS, "xb") as target:
+        offset, end = part.offset, part.offset + part.size
+        while offset < end:
+            offset += os.sendfile(target.fileno(), file.fileno(), offset, end - offset)
+
+
+def _parse_config(file: BinaryIO, part: Part) -> Dict[str, Any]:
+    """The part of an OCI configuration that tells of processes, which Apptainer keeps alone."""
+    try:
+        config = json.loads(os.pread(file.fileno(), min(part.size, MAX_MANIFEST), part.offset))
+    except ValueError as error:
+        raise UserError(f"has a configuration that cannot be read: {error}") from None
+    return config if isinstance(config, dict) else {}
+
+
+def _recovered_config() -> Dict[str, Any]:
+    variables = variables_of(SQUASHFS)
+    return {"Env": variables} if variables else {}
+
+
+def _made(layer: Blob, config: Dict[str, Any]) -> Resolved:
+    """The image of one layer: its configuration becomes a blob, its manifest gives the digest."""
+    architecture = ARCHITECTURES.get(os.uname().machine, (os.uname().machine, ""))[0]
+    about = {"architecture": architecture, "os": "linux", "config": config}
+    content = json.dumps(about, sort_keys=True).encode()
+    blob = Blob(digest_of(content), len(content), CONFIG_TYPE)
+    with open(os.path.join(BLOBS, hex_digits(blob.digest)), "wb") as file:
+        file.write(content)
+    document = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST_TYPE,
+        "config": _descriptor(blob),
+        "layers": [_descriptor(layer)],
+    }
+    digest = digest_of(json.dumps(document, sort_keys=True).encode())
+    return Resolved(digest, Manifest(blob, (layer,)))
+
+
+def _descriptor(blob: Blob) -> Dict[str, Any]:
+    return {"mediaType": blob.media_type, "digest": blob.digest, "size": blob.size}
+
+
+def _resolve_archive(kind: str, source: Source, access: Access) -> Resolved:
+    detect.make_plain(STORED, ARCHIVE)
+    here = os.getcwd()
+    name = f":{source.name}" if source.name else ""
+    argv = [run.need_program("skopeo", "skopeo"), "--tmpdir", here]
+    argv += ["--policy", access.policy] if access.policy else []
+    argv += ["copy", "--quiet", "--preserve-digests", f"{kind}:{ARCHIVE}{name}", f"dir:{BLOBS}"]
+    environment = run.base_environment(HOME=here, XDG_RUNTIME_DIR=here, TMPDIR=here)
+    try:
+        run.output(guarded(argv), env=environment)
+    except run.CommandError as error:
+        raise _complaint(failure(error.stderr)) from None
+    os.unlink(ARCHIVE)
+    return _stored_manifest()
+
+
+def _complaint(text: str) -> HpcwrapError:
+    for pattern, kind, meaning, hint in RULES:
+        if re.search(pattern, text):
+            return kind(meaning, hint)
+    return UserError(f"is broken: {text[:500]}")
+
+
+def _resolve_directory() -> Resolved:
+    """Take the files of skopeo's layout out of the tar stream: it has no directories."""
+    try:
+        with tarfile.open(STORED, "r:") as archive:
+            for member in archive:
+                name = os.path.basename(member.name)
+                if member.isreg() and (_BLOB_NAME.match(name) or name == "manifest.json"):
+                    _extract(archive, member, name)
+    except tarfile.TarError as error:
+        raise UserError(f"is broken: {error}") from None
+    os.unlink(STORED)
+    return _stored_manifest()
+
+
+def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> None:
+    hasher = hashlib.sha256()
+    body = archive.extractfile(member)
+    with open(os.path.join(BLOBS, name), "wb") as target:
+        while body:
+            data = body.read(_CHUNK)
+            if not data:
+                break
+            hasher.update(data)
+            target.write(data)
+    if _BLOB_NAME.match(name) and hasher.hexdigest() != name:
+        raise UserError(f"is broken: the content of {name} has another digest")
+
+
+def _stored_manifest() -> Resolved:
+    try:
+        with open(os.path.join(BLOBS, "manifest.json"), "rb") as file:
+            content = file.read(MAX_MANIFEST + 1)
+    except FileNotFoundError:
+        raise UserError("has no manifest") from None
+    manifest = parse_manifest(parse_document(content))
+    missing = [blob for blob in (manifest.config, *manifest.layers) if not _is_here(blob)]
+    if missing:
+        raise UserError(f"is broken: its {missing[0].digest} is missing")
+    return Resolved(digest_of(content), manifest)
+
+
+def _is_here(blob: Blob) -> bool:
+    return os.path.exists(os.path.join(BLOBS, hex_digits(blob.digest)))
