@@ -40,6 +40,10 @@ class Row(NamedTuple):
             raise ValueError(f"{self.what} and {base.what} are not of the same rounds")
         return zip(self.samples, base.samples)
 
+    def first(self, rounds: int) -> Row:
+        """The samples of the first rounds, to compare with what is too slow for all of them."""
+        return self._replace(samples=self.samples[:rounds])
+
     def document(self) -> Dict[str, Any]:
         """The row as JSON has it."""
         return {
@@ -74,7 +78,8 @@ class Goal(NamedTuple):
 class Result(NamedTuple):
     """What one benchmark came to.
 
-    Every row's ratio is to the row named in `baselines`, else of the first one.
+    Every row's ratio is to the row named in `baselines`, whose first rounds count if it has more;
+    else to the first row.
     """
 
     title: str
@@ -87,6 +92,8 @@ class Result(NamedTuple):
         """To the baseline; None for a baseline, across units, and of other rounds."""
         name = (self.baselines or {}).get(row.what, self.rows[0].what)
         base = next(other for other in self.rows if other.what == name)
+        if row.what in (self.baselines or {}):
+            base = base.first(len(row.samples))
         comparable = base.unit == row.unit and len(base.samples) == len(row.samples)
         return row.over(base) if comparable and base.what != row.what else None
 

@@ -37,16 +37,16 @@ REGISTRY_CONFIG = """\
 version: 0.1
 log: {{level: error}}
 storage: {{filesystem: {{rootdirectory: {directory}}}}}
-http: {{addr: 127.0.0.1:{port}}}
+http: {{addr: 127.0.0.1:{port}{tls}}}
 """
 
 
 class Place(NamedTuple):
-    """What there is: the image's reference, its OCI layout, settings with a store of their own."""
+    """What there is: a registry, the demo image's reference, settings with a store of their own."""
 
     directory: str
+    registry: str
     reference: str
-    layout: str
     config_file: str
 
     def path(self, *parts: str) -> str:
@@ -61,13 +61,28 @@ def get() -> Place:
     shutil.rmtree(directory, ignore_errors=True)
     os.makedirs(directory)
     os.chmod(directory, 0o755)
-    layout = build_image()
     registry = start_registry(directory)
-    reference = f"{registry}/{IMAGE}:latest"
-    argv = ["skopeo", "--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false"]
-    run([*argv, f"oci:{layout}", f"docker://{reference}"])
+    reference = push(IMAGE, registry)
     config_file = write_settings(directory, reference, "store")
-    return Place(directory, reference, layout, config_file)
+    return Place(directory, registry, reference, config_file)
+
+
+def push(image: str, registry: str) -> str:
+    """Have an image of tools/image in the registry; its reference."""
+    reference = f"{registry}/{image}:latest"
+    argv = ["skopeo", "--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false"]
+    run([*argv, f"oci:{layout_of(image)}", f"docker://{reference}"])
+    return reference
+
+
+@functools.cache
+def get_tls_registry() -> str:
+    """The same registry once more, behind TLS with a certificate that nobody trusts; HOST:PORT."""
+    directory = get().directory
+    certificate, key = f"{directory}/tls.crt", f"{directory}/tls.key"
+    argv = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    run([*argv, "-subj", "/CN=localhost", "-out", certificate, "-keyout", key])
+    return start_registry(directory, f", tls: {{certificate: {certificate}, key: {key}}}")
 
 
 @functools.cache
@@ -117,26 +132,28 @@ def remove() -> None:
         process.terminate()
         process.wait()
     _registries().clear()
+    get_tls_registry.cache_clear()
     shutil.rmtree(os.path.join(BASE, "place"), ignore_errors=True)
     get.cache_clear()
 
 
-def build_image() -> str:
-    """Path of the demo image's OCI layout, built if need be."""
-    progress(f"seeing that the image {IMAGE} is built")
+@functools.cache
+def layout_of(image: str) -> str:
+    """Path of an image's OCI layout, built if need be."""
+    progress(f"seeing that the image {image} is built")
     tool = os.path.join(REPOSITORY, "tools", "image")
-    run([tool, "build", IMAGE])
-    return run([tool, "path", IMAGE]).strip()
+    run([tool, "build", image])
+    return run([tool, "path", image]).strip()
 
 
-def start_registry(directory: str) -> str:
+def start_registry(directory: str, tls: str = "") -> str:
     """Start a registry on a free port of loopback; HOST:PORT.  It ends with us at the latest."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    config = os.path.join(directory, "registry.yml")
+    config = os.path.join(directory, f"registry-{port}.yml")
     with open(config, "w", encoding="ascii") as file:
-        file.write(REGISTRY_CONFIG.format(directory=f"{directory}/registry", port=port))
+        file.write(REGISTRY_CONFIG.format(directory=f"{directory}/registry", port=port, tls=tls))
     argv = ["setpriv", "--pdeathsig", "KILL", "docker-registry", "serve", config]
     process = subprocess.Popen(
         argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

@@ -101,31 +101,32 @@ def _children() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def peak_memory(argv: Sequence[str], **options: Any) -> float:
-    """Run a command; the most memory that it and its children had resident at once, in MB.
+def peak_memory(argv: Sequence[str], **options: Any) -> Dict[str, float]:
+    """Run a command; what it and its children had resident when that was most: program → MB.
 
     Sampled, without the pages that several of them share as files (smaps would slow them down).
     """
+    peak: Dict[str, float] = {}
     with subprocess.Popen(argv, stdout=subprocess.DEVNULL, **options) as child:
-        peak = 0
         while child.poll() is None:
-            peak = max(peak, _resident(child.pid))
+            peak = max(peak, _resident(child.pid), key=lambda parts: sum(parts.values()))
             time.sleep(MEMORY_TICK)
     if child.returncode:
         raise BenchError(f"{argv[0]} failed with exit code {child.returncode}")
-    return peak / 1e6
+    return peak
 
 
-def _resident(pid: int) -> int:
-    total = 0
+def _resident(pid: int) -> Dict[str, float]:
+    parts: Dict[str, float] = {}
     try:
         top = psutil.Process(pid)
         for process in [top, *top.children(recursive=True)]:
             memory = process.memory_info()
-            total += memory.rss - memory.shared
+            name = process.name()
+            parts[name] = parts.get(name, 0) + (memory.rss - memory.shared) / 1e6
     except psutil.Error:
         pass  # one of them has just ended: the next look is as good
-    return total
+    return parts
 
 
 def progress(text: str) -> None:

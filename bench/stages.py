@@ -20,7 +20,7 @@ STEPS = (
     ("hpcwrap.schedulers.slurm", "read_prolog", "read the job from the environment"),
     ("hpcwrap.prolog", "drop_leftovers", "look for leftovers"),
     ("hpcwrap.submit", "choose", "settings, environment, permission"),
-    ("hpcwrap.prolog", "ensure_image", "look the image up in the store"),
+    ("hpcwrap.supply", "supply", "look the image up in the store"),
     ("hpcwrap.prolog", "make_plan", "plan"),
     ("hpcwrap.prolog", "make_container", "build"),
     ("hpcwrap.prolog", "leave_record", "write record and entry"),
