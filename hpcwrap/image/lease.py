@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import suppress
-from typing import Callable, Collection, Iterator, List, NamedTuple
+from typing import Callable, Collection, Iterator, List, NamedTuple, Tuple
 
 from hpcwrap.image.digest import ALGORITHM, hex_digits
 from hpcwrap.image.store import Store
@@ -86,31 +86,28 @@ def leased(store: Store) -> List[str]:
 
 
 def sweep_node(store: Store, node: str, living: Collection[str]) -> List[Lease]:
-    """Drop this node's leases of jobs that are not among the living; returns them.
+    """Drop this node's leases of jobs that are not among the living; returns them."""
+    found = stale_leases(store, lambda lease: is_lost(lease, node, living))
+    for digest, lease in found:
+        drop(store, digest, lease.node, lease.job)
+    return [lease for _, lease in found]
 
-    Young ones stay: a prolog takes its lease before it makes the job's directory.
+
+def is_lost(lease: Lease, node: str, living: Collection[str]) -> bool:
+    """Whether a lease of this node is none of a living job.
+
+    A young one counts as living: a prolog takes its lease before it makes the job's directory.
     """
-    young = time.time() - YOUNG
-    return _sweep(
-        store,
-        lambda lease: lease.node == node and lease.job not in living and lease.since < young,
-    )
+    mine = lease.node == node and lease.job not in living
+    return mine and time.time() - lease.since > YOUNG
 
 
-def sweep_old(store: Store, before: float, node: str = "") -> List[Lease]:
-    """Drop leases from before an epoch in s, of other nodes than `node`; returns them."""
-    return _sweep(store, lambda lease: lease.node != node and lease.since < before)
-
-
-def _sweep(store: Store, stale: Callable[[Lease], bool]) -> List[Lease]:
-    dropped = []
-    for digits in leased(store):
-        digest = f"{ALGORITHM}:{digits}"
-        for lease in filter(stale, holders(store, digest)):
-            drop(store, digest, lease.node, lease.job)
-            dropped.append(lease)
-        release_unheld(store, digest)
-    return dropped
+def stale_leases(store: Store, is_stale: Callable[[Lease], bool]) -> List[Tuple[str, Lease]]:
+    """Digest and lease of all leases for which is_stale() is true."""
+    digests = [f"{ALGORITHM}:{digits}" for digits in leased(store)]
+    return [
+        (digest, lease) for digest in digests for lease in holders(store, digest) if is_stale(lease)
+    ]
 
 
 def _directory(store: Store, digest: str) -> str:

@@ -161,26 +161,40 @@ def _drop_lock(store: Store, directory: str) -> None:
         os.unlink(os.path.join(store.locks_directory, os.path.basename(directory)))
 
 
-def remove_leftovers(store: Store) -> List[str]:
-    """Remove what killed writers left: directories in STORE/tmp that nobody has locked, and files
-    under their first name.  Returns their paths; the caller holds tmp.lock.
-    """
-    removed = []
-    for item in os.scandir(store.tmp_directory):
-        # Owners remove and rename what is theirs without asking: it may be gone by now.
-        if item.is_dir(follow_symlinks=False) and _remove_unlocked(store, item.path):
-            removed.append(item.path)
+def remove_leftovers(store: Store) -> None:
+    """Remove what killed writers left; the caller holds tmp.lock."""
+    for path in leftovers(store):
+        remove_leftover(store, path)
+
+
+def leftovers(store: Store) -> List[str]:
+    """What may have been left: directories in STORE/tmp, and files under their first name."""
+    tmp = os.scandir(store.tmp_directory)
+    found = [item.path for item in tmp if item.is_dir(follow_symlinks=False)]
     for directory in (store.images_directory, store.refs_directory):
-        for item in os.scandir(directory):
-            if is_first_name(item.name) and _remove_ownerless(item.path):
-                removed.append(item.path)
-    return removed
+        found += [item.path for item in os.scandir(directory) if is_first_name(item.name)]
+    return found
+
+
+def remove_leftover(store: Store, path: str) -> bool:
+    """Remove what leftovers() found unless its writer lives; the caller holds tmp.lock."""
+    if os.path.dirname(path) == store.tmp_directory:
+        return _remove_unlocked(store, path)
+    return _remove_ownerless(path)
 
 
 def is_first_name(name: str) -> bool:
     """Whether new_file() made a name; .nfs… is a server's name for what is still open there."""
     hidden = name.startswith(".") and not name.startswith(".nfs")
     return hidden and not name.endswith(HIDDEN)
+
+
+def is_left(store: Store, path: str) -> bool:
+    """Whether nobody works any more on what leftovers() found."""
+    if os.path.dirname(path) != store.tmp_directory:
+        return is_free(path)
+    lock = os.path.join(store.locks_directory, os.path.basename(path))
+    return is_free(lock) or not os.path.exists(lock)
 
 
 def is_free(path: str) -> bool:
@@ -258,6 +272,7 @@ class _Lock:
             if not waited:
                 on_wait()
             waited = True
+            self.store.look_anew()
             if arrived():
                 return True
             if time.monotonic() > deadline:
@@ -279,6 +294,8 @@ class _Lock:
             # The file may have been removed between open and flock (remove_lock): then others
             # lock a new one.
             if _has_name(self._descriptor):
+                # What its last holder made on another node is to be seen, too.
+                self.store.look_anew()
                 self.held = True
                 return True
             os.close(self._descriptor)
