@@ -14,6 +14,8 @@ from typing import Any, Dict, Optional
 from hpcwrap import log, paths, record, schedulers, snapshot
 from hpcwrap.container import build
 from hpcwrap.errors import HpcwrapError
+from hpcwrap.image import lease
+from hpcwrap.image.store import Store
 
 
 def epilog(job_id: str) -> Optional[Dict[str, Any]]:
@@ -25,12 +27,21 @@ def epilog(job_id: str) -> Optional[Dict[str, Any]]:
     place = paths.JobPaths(job_id)
     if not os.path.isdir(place.directory):
         return None
-    summary = summarise(place)
-    build.release(place)
-    record.remove(place)
+    made = read_record(place)
+    summary = summarise(place, made) if made else None
+    drop(place, made)
     if summary is not None:
         summary["milliseconds"]["epilog"] = round((time.monotonic() - start) * 1e3, 2)
     return summary
+
+
+def drop(place: paths.JobPaths, made: Optional[record.Record]) -> None:
+    """Drop a job's container, then what its record says that keeps the image, then the record."""
+    build.release(place)
+    if made is not None:
+        for root in made.stores:
+            lease.drop(Store(root), made.digest, made.node, made.job)
+    record.remove(place)
 
 
 def main(scheduler: str) -> int:
@@ -46,15 +57,17 @@ def main(scheduler: str) -> int:
     return 0
 
 
-def summarise(place: paths.JobPaths) -> Optional[Dict[str, Any]]:
-    """Record and joins as one document; None when the prolog had failed or the record is broken."""
+def read_record(place: paths.JobPaths) -> Optional[record.Record]:
+    """The job's record; None when the prolog had failed or the record is broken."""
     try:
-        made = record.read_record(place)
+        return record.read_record(place)
     except HpcwrapError as error:
         log.say(error.sentence())
         return None
-    if made is None:
-        return None
+
+
+def summarise(place: paths.JobPaths, made: record.Record) -> Dict[str, Any]:
+    """Record and joins as one document."""
     return {**made._asdict(), "joins": record.read_timing(place), "ended": round(time.time(), 3)}
 
 

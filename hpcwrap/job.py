@@ -19,7 +19,10 @@ class User(NamedTuple):
 
 
 class Job(NamedTuple):
-    """One job on one node.  `id` is unique on the node and names the job's directory."""
+    """One job on one node.  `id` is unique on the node and names the job's directory.
+
+    `nodes` is the number of its nodes, 1 where the scheduler does not say.
+    """
 
     id: str
     scheduler: str
@@ -28,6 +31,7 @@ class Job(NamedTuple):
     node: str
     partition: str = ""
     account: str = ""
+    nodes: int = 1
 
 
 def find_user(name_or_uid: str) -> User:

@@ -10,18 +10,19 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import Dict, Optional, Tuple
+from typing import Optional
 
-from hpcwrap import log, paths, record, schedulers, submit
+from hpcwrap import epilog, log, paths, record, schedulers, submit, supply
 from hpcwrap.config import Settings
 from hpcwrap.container import build, environ, namespaces
 from hpcwrap.container.operations import Commands
 from hpcwrap.container.plan import Plan, make_plan
 from hpcwrap.environment import Environment
-from hpcwrap.errors import HpcwrapError, NodeError, UserError
-from hpcwrap.image.store import Image, Store
+from hpcwrap.errors import HpcwrapError, NodeError
+from hpcwrap.image.store import Image
 from hpcwrap.job import Job
 from hpcwrap.request import Request
+from hpcwrap.supply import Supplied
 
 
 def prolog(
@@ -40,7 +41,19 @@ def prolog(
     choice = submit.choose(job, request, config_file)
     if choice is None:
         return None
-    image, times = ensure_image(choice)
+    supplied = supply.supply(choice, job, config_file)
+    try:
+        return make(job, choice, supplied, adapter)
+    except BaseException:
+        supplied.give_back(job)
+        raise
+
+
+def make(
+    job: Job, choice: submit.Choice, supplied: Supplied, adapter: schedulers.Adapter
+) -> record.Record:
+    """Make the container from an image that is kept for the job, and leave its record."""
+    place, image = paths.JobPaths(job.id), supplied.image
     watch = Stopwatch()
     plan = make_plan(
         image.squashfs,
@@ -52,8 +65,8 @@ def prolog(
         user_namespace=adapter.user_namespace,
     )
     make_container(plan, place)
-    times["prolog"] = watch.milliseconds()
-    made = describe(job, choice, image, times)
+    times = {**supplied.milliseconds, "prolog": watch.milliseconds()}
+    made = describe(job, choice, supplied)._replace(milliseconds=times)
     leave_record(place, made, plan, choice.environment, image)
     return made
 
@@ -99,31 +112,7 @@ class Stopwatch:
 def drop_leftovers(place: paths.JobPaths) -> None:
     """Drop what an earlier run for the same job left; does nothing on the usual way."""
     if os.path.isdir(place.directory):
-        build.release(place)
-        record.remove(place)
-
-
-def ensure_image(choice: submit.Choice) -> Tuple[Image, Dict[str, float]]:
-    """Find the image in the store, or pull it if the site lets the prolog do so.
-
-    Returns it with the times in ms that pulling took, or waiting for another's pull; they are
-    empty when it was there.
-    """
-    settings, reference = choice.settings, choice.environment.image
-    store = Store(settings.store)
-    image = store.find(reference)
-    if image is not None:
-        return image, {}
-    if settings.pull == "never":
-        raise UserError(
-            f"cannot find the image {reference} of {choice.environment.name} in the store",
-            f"an administrator has to run `hpcwrap pull {choice.environment.name}`",
-        )
-    from hpcwrap.image.pull import options_from, pull
-
-    watch = Stopwatch()
-    pulled = pull(reference, store, options_from(settings))
-    return pulled.image, dict(pulled.milliseconds) if pulled.new else {"wait": watch.milliseconds()}
+        epilog.drop(place, epilog.read_record(place))
 
 
 def host_commands(adapter: schedulers.Adapter, settings: Settings) -> Optional[Commands]:
@@ -139,9 +128,7 @@ def make_container(plan: Plan, place: paths.JobPaths) -> None:
     build.build(plan, place)
 
 
-def describe(
-    job: Job, choice: submit.Choice, image: Image, milliseconds: Dict[str, float]
-) -> record.Record:
+def describe(job: Job, choice: submit.Choice, supplied: Supplied) -> record.Record:
     """Put together what the later stages, accounting and people want to know."""
     return record.Record(
         job=job.id,
@@ -151,9 +138,11 @@ def describe(
         environment=choice.environment.name,
         origin=choice.origin,
         reference=choice.environment.image,
-        digest=image.digest,
+        digest=supplied.image.digest,
         started=time.time(),
-        milliseconds=milliseconds,
+        milliseconds=supplied.milliseconds,
+        stores=supplied.stores,
+        warning=supplied.warning,
     )
 
 
@@ -180,7 +169,9 @@ def fail_job(job: Job, sentence: str) -> None:
 
 
 def report(job: Job, made: record.Record) -> None:
-    """Leave one line in syslog."""
+    """Leave one line in syslog, and another for what was not as it should be."""
+    if made.warning:
+        log.stage_line("prolog", job=job.id, node=job.node, warning=made.warning)
     log.stage_line(
         "prolog",
         job=job.id,

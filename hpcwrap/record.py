@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 from contextlib import suppress
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
 from hpcwrap.errors import NodeError, SiteError
 from hpcwrap.paths import JobPaths
@@ -22,7 +22,12 @@ VERSION = 1
 
 
 class Record(NamedTuple):
-    """A job's container on this node; times in ms, `started` in seconds since the epoch."""
+    """A job's container on this node; times in ms, `started` in seconds since the epoch.
+
+    `environment` is its name, or the image that the user named.  `stores` are those in which the
+    job holds a lease of the image.  `warning` says what was not as it should be, though the job
+    runs.
+    """
 
     job: str
     scheduler: str
@@ -34,6 +39,8 @@ class Record(NamedTuple):
     digest: str
     started: float
     milliseconds: Dict[str, float]
+    stores: Sequence[str] = ()
+    warning: str = ""
 
     @property
     def label(self) -> str:
@@ -54,7 +61,7 @@ def read_record(place: JobPaths) -> Optional[Record]:
             document = json.load(file)
         if document.pop("version") != VERSION:
             raise ValueError("written by another version of hpcwrap")
-        return Record(**document)
+        return Record(**document)._replace(stores=tuple(document.get("stores", ())))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -133,6 +133,35 @@ def output(
     return stdout
 
 
+def detach(argv: Sequence[str], keep: int) -> None:
+    """Start a command that outlives us and whoever waits for us, with the descriptor `keep`.
+
+    It is nobody's child but init's, in a session of its own and without our descriptors: a
+    scheduler waits until the pipes of a prolog are closed, and kills its process group.
+    """
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        return
+    try:
+        os.setsid()
+        if os.fork() == 0:
+            _become_command(argv, keep)
+    finally:
+        os._exit(0)
+
+
+def _become_command(argv: Sequence[str], keep: int) -> NoReturn:
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in range(3):
+        os.dup2(null, number)
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2:
+            os.set_inheritable(int(name), int(name) == keep)
+    os.chdir("/")
+    execute(argv, base_environment())
+
+
 def execute(argv: Sequence[str], env: Mapping[str, str]) -> NoReturn:
     """Replace this process by a command (full path in argv[0])."""
     os.execve(argv[0], list(argv), dict(env))

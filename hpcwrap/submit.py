@@ -14,16 +14,22 @@ from hpcwrap.config import Settings
 from hpcwrap.environment import Environment, allowed, refusal
 from hpcwrap.errors import UserError
 from hpcwrap.job import Job, User
-from hpcwrap.request import NONE, Request
+from hpcwrap.request import MAX_TEXT, NONE, Request, is_image, is_plain
 from hpcwrap.schedulers import default_container
 
 
 class Choice(NamedTuple):
-    """The environment that a job gets, the settings it was found with, and who asked for it."""
+    """The environment that a job gets, the settings it was found with, and who asked for it.
+
+    pin: the digest that its image must have, or empty.  named_by_user: the environment is nothing
+    but an image that the user named.
+    """
 
     settings: Settings
     environment: Environment
     origin: str
+    pin: str = ""
+    named_by_user: bool = False
 
 
 def choose(job: Job, request: Request, config_file: str = paths.CONFIG_FILE) -> Optional[Choice]:
@@ -40,10 +46,36 @@ def choose(job: Job, request: Request, config_file: str = paths.CONFIG_FILE) -> 
         refuse_none(request, settings)
     if wanted.container == NONE:
         return None
+    if is_image(wanted.container):
+        return Choice(settings, own_image(wanted, settings), wanted.origin, named_by_user=True)
     settings, environment = snapshot.load_environment(wanted.container, config_file)
     if not allowed(environment, job.user.name, group_names(job.user)):
         raise refusal(environment, job.user.name)
-    return Choice(settings, environment, wanted.origin)
+    return Choice(settings, environment, wanted.origin, wanted.pin)
+
+
+def own_image(wanted: Request, settings: Settings) -> Environment:
+    """The environment of a user's own image: the site's mounts, and nothing else.
+
+    Raises UserError where the site does not allow the image.
+    """
+    text = wanted.container or ""
+    if not settings.user_images:
+        raise UserError(
+            f"cannot use {wanted.origin}={text}: it is a path or an image, and this site allows "
+            "its environments only",
+            "see `hpcwrap env list`",
+        )
+    if not is_plain(text):
+        raise UserError(
+            f"cannot use {wanted.origin}={text[:64]}: an image's name or path has letters, digits "
+            f"and ._-/:@+=,~ only, {MAX_TEXT} at most"
+        )
+    from hpcwrap.image.allow import check_source
+    from hpcwrap.image.source import parse_source
+
+    check_source(parse_source(text), settings.allow_images)
+    return Environment(text, text, "", (), (), None, (), (), wanted.origin)
 
 
 def apply_default(job: Job, request: Request, settings: Settings) -> Request:

@@ -10,6 +10,7 @@ import re
 from typing import Sequence
 
 from hpcwrap.errors import UserError
+from hpcwrap.image.source import FILE, PATHS, Source
 
 MAX_SHOWN = 5
 """Patterns that an error lists: a user needs an idea of what there is, not a screen of it."""
@@ -28,6 +29,19 @@ def check_allowed(text: str, patterns: Sequence[str]) -> None:
             f"cannot use the image {text}: this site does not allow it",
             f"its setting allow_images has {shown}{more}",
         )
+
+
+def check_source(source: Source, patterns: Sequence[str]) -> None:
+    """Refuse a source that no pattern matches, as `check_allowed` does.
+
+    A path whose kind is not known yet may be of any kind that is allowed there: what it turns out
+    to be changes how it is read, and not what is in it.
+    """
+    if source.transport == FILE:
+        kinds = [f"{kind}:{source.path}" for kind in PATHS]
+        if any(matches(text, patterns) for text in kinds):
+            return
+    check_allowed(source.full, patterns)
 
 
 def matches(text: str, patterns: Sequence[str]) -> bool:

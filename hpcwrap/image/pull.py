@@ -1,8 +1,12 @@
-"""Pull: a reference becomes an image in the store.
+"""Pull: what a source names becomes an image in the store.
 
 The one function to read is `pull`.  What touches a registry or what it sent runs in a worker
-(worker.py), as the site's image user when we are root; root itself only makes directories, takes
-locks and renames finished files.
+(worker.py), as the site's image user when we are root; what lies on this machine is read as the
+user who named it (reader.py).  Root itself only makes directories, takes locks and renames
+finished files.
+
+Whose an image is: everyone's, if the registry gave it to anybody or to the site; its user's, if
+it took that user's password or came from a file that the user named.
 """
 
 from __future__ import annotations
@@ -10,30 +14,60 @@ from __future__ import annotations
 import os
 import pwd
 import time
-from typing import Any, ContextManager, Dict, NamedTuple, Optional
+from typing import (
+    Any,
+    Callable,
+    ContextManager,
+    Dict,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+    cast,
+)
 
 from hpcwrap import __version__, run
 from hpcwrap.config import Settings
-from hpcwrap.errors import SiteError
-from hpcwrap.image import transport
+from hpcwrap.errors import SiteError, UserError
+from hpcwrap.human import parse_size
+from hpcwrap.image import credentials, transport
+from hpcwrap.image.access import ANONYMOUS, Access
+from hpcwrap.image.allow import check_source, matches
 from hpcwrap.image.convert import OUTPUT, Download, Fetched, Stopwatch, fetch
 from hpcwrap.image.digest import check_digest, hex_digits
+from hpcwrap.image.layers import prepare_cache
+from hpcwrap.image.local import LocalDownload, resolve_local
 from hpcwrap.image.manifest import Blob, Manifest
-from hpcwrap.image.publish import publish_image, publish_link
-from hpcwrap.image.reference import Reference, parse_reference
+from hpcwrap.image.publish import grant, publish_image, publish_link, share
+from hpcwrap.image.reader import open_as, stamp_as
+from hpcwrap.image.reference import Reference
+from hpcwrap.image.source import Source, parse_source
 from hpcwrap.image.squashfs import Format
-from hpcwrap.image.store import Image, Store, file_name
+from hpcwrap.image.store import Image, Store, allowed, file_name
 from hpcwrap.image.transport import Resolved
 from hpcwrap.image.worker import Progress, Report, work_as
-from hpcwrap.image.workspace import ensure_store, locked, workspace
+from hpcwrap.image.workspace import ensure_store, locked, locked_unless, workspace
+from hpcwrap.job import User
 
 
 class PullOptions(NamedTuple):
-    """The settings that concern a pull; timeout in seconds, for the whole of it."""
+    """What concerns a pull of the site's settings, and who wants the image.
+
+    timeout is in seconds, for the whole of it.  access is the site's, without passwords, which
+    are in auth_file.  user is whose job it is, None for an administrator; named_by_user, whether
+    that user chose the source, and not the site.
+    """
 
     image_user: str = "nobody"
     form: Format = Format()
     timeout: float = 900.0
+    access: Access = ANONYMOUS
+    auth_file: str = ""
+    user_credentials: bool = True
+    allow_images: Tuple[str, ...] = ()
+    shared_images: Tuple[str, ...] = ()
+    user: Optional[User] = None
+    named_by_user: bool = False
 
 
 class Pulled(NamedTuple):
@@ -44,12 +78,27 @@ class Pulled(NamedTuple):
     milliseconds: Dict[str, float]
 
 
-def options_from(settings: Settings) -> PullOptions:
+def options_from(
+    settings: Settings, user: Optional[User] = None, *, named_by_user: bool = False
+) -> PullOptions:
     """The pull's part of the site's settings."""
     return PullOptions(
         image_user=settings.image_user,
         form=Format(settings.squashfs_compression, settings.squashfs_level),
         timeout=settings.pull_timeout,
+        access=Access(
+            policy=settings.policy,
+            registries_conf=settings.registries_conf,
+            timeout=settings.registry_timeout,
+            retries=settings.registry_retries,
+            cache_limit=parse_size(settings.layer_cache),
+        ),
+        auth_file=settings.auth_file,
+        user_credentials=settings.user_credentials,
+        allow_images=settings.allow_images,
+        shared_images=settings.shared_images,
+        user=user,
+        named_by_user=named_by_user,
     )
 
 
@@ -58,40 +107,38 @@ def silent(progress: Progress) -> None:
 
 
 def pull(
-    reference_text: str,
+    text: str,
     store: Store,
     options: Optional[PullOptions] = None,
     on_progress: Report = silent,
 ) -> Pulled:
-    """Resolve a reference anew and have its image in the store afterwards.
+    """Ask anew what a source is and have its image in the store afterwards, for this user.
 
-    One puller works on a reference and on an image at a time; the others wait and then find it.
-    Raises UserError or SiteError with the reference in the message.
+    One puller works on a source and on an image at a time; the others wait and then find it.
+    Raises UserError or SiteError with the source in the message.
     """
-    reference = parse_reference(reference_text)
-    puller = _Puller(reference, store, options or PullOptions(), on_progress)
+    source = parse_source(text)
+    options = options or PullOptions()
+    check_source(source, options.allow_images)
+    puller = (_FromFile if source.local else _FromRegistry)(source, store, options, on_progress)
     ensure_store(store)
-    with puller.lock(f"ref-{file_name(str(reference))}") as waited:
-        image = puller.found_by_another() if waited else None
-        if image is not None:
-            return Pulled(image, new=False, milliseconds=puller.watch.milliseconds)
-        resolved = puller.resolve()
-        with puller.lock(f"image-{hex_digits(resolved.digest)}"):
-            new = store.find_digest(resolved.digest) is None
-            if new:
-                puller.fetch(resolved)
-            publish_link(store, reference, resolved.digest)
-    image = store.read_image(resolved.digest, str(reference))
-    return Pulled(image, new, puller.watch.milliseconds)
+    name = f"ref-{file_name(str(source))}"
+    arrived = puller.has_arrived
+    new = False
+    with locked_unless(store, name, puller.seconds, arrived, puller.say_wait) as held:
+        if held and not arrived():
+            new = puller.bring()
+    return Pulled(puller.find(), new, puller.watch.milliseconds)
 
 
 class _Puller:
     """One pull: its steps, its time and the locks that it holds."""
 
     def __init__(
-        self, reference: Reference, store: Store, options: PullOptions, on_progress: Report
+        self, source: Source, store: Store, options: PullOptions, on_progress: Report
     ) -> None:
-        self.reference = reference
+        self.source = source
+        self.name = str(source)
         self.store = store
         self.options = options
         self.on_progress = on_progress
@@ -100,64 +147,85 @@ class _Puller:
         self.deadline = time.monotonic() + options.timeout
         self.identity = find_identity(options.image_user)
 
+    def bring(self) -> bool:
+        """Have the image in the store and the source point to it; whether the image is new."""
+        raise NotImplementedError
+
     @property
     def seconds(self) -> float:
         """What is left of the site's patience."""
         return max(0.0, self.deadline - time.monotonic())
 
     def lock(self, name: str) -> ContextManager[bool]:
-        return locked(
-            self.store,
-            name,
-            self.seconds,
-            lambda: self.on_progress(Progress("wait", str(self.reference), 0, 0)),
-        )
+        return locked(self.store, name, self.seconds, self.say_wait)
 
-    def found_by_another(self) -> Optional[Image]:
-        """The image, if who held the lock before us has just resolved the reference."""
-        link = self.store.find_link(self.reference)
+    def say_wait(self) -> None:
+        self.on_progress(Progress("wait", self.name, 0, 0))
+
+    def has_arrived(self) -> bool:
+        """Whether somebody else has asked anew since we began, and our user may have the image."""
+        link = self.store.find_link(self.source)
         if link is None or link.resolved < self.started:
-            return None
-        return self.store.find_digest(link.digest, str(self.reference))
+            return False
+        image = self.store.find_digest(link.digest)
+        return image is not None and self.is_for_us(image)
 
-    def resolve(self) -> Resolved:
-        self.on_progress(Progress("resolve", str(self.reference), 0, 0))
-        with workspace(self.store, self.identity, self.seconds) as directory:
-            told = work_as(
-                self.identity,
-                directory,
-                lambda _: {"resolved": transport.resolve(self.reference)},
-                self.on_progress,
-                self.seconds,
+    def is_for_us(self, image: Image) -> bool:
+        return self.options.user is None or allowed(image, self.options.user.uid)
+
+    def find(self) -> Image:
+        """The image, which is in the store now.  Raises SiteError when it has gone again."""
+        image = self.store.find(self.name)
+        if image is None:
+            raise SiteError(
+                f"cannot find the image {self.name} in the store after it was pulled",
+                "did somebody remove it, or is store_size too small for it?",
             )
-        self.watch.lap("resolve")
-        return _resolved(told["resolved"])
+        return image
 
-    def fetch(self, resolved: Resolved) -> None:
+    def is_shared(self) -> bool:
+        return matches(self.source.full, self.options.shared_images)
+
+    def let_in(self, image: Image, *, private: bool) -> None:
+        """Let our user, or everyone, have an image that is in the store already."""
+        if image.uids and not private:
+            share(self.store, image.digest)
+        elif self.options.user is not None:
+            grant(self.store, image.digest, self.options.user.uid)
+
+    def work(
+        self,
+        directory: str,
+        work: Callable[[Report], Dict[str, Any]],
+        stage: str = "",
+        keep: Sequence[int] = (),
+    ) -> Dict[str, Any]:
+        """Have a worker do something in a directory of its own; `stage` gets its time."""
+        told = work_as(self.identity, directory, work, self.on_progress, self.seconds, keep=keep)
+        if stage:
+            self.watch.lap(stage)
+        return told
+
+    def make(
+        self, resolved: Resolved, begin: Callable[[], Download], directory: str, *, private: bool
+    ) -> None:
+        """Convert what a download brings, and publish it."""
         form = self.options.form
-
-        def begin() -> Download:
-            return transport.Download(self.reference, resolved, os.path.abspath("download"))
-
-        with workspace(self.store, self.identity, self.seconds) as directory:
-            told = work_as(
-                self.identity,
-                directory,
-                lambda report: {"fetched": fetch(str(self.reference), begin, form, report)},
-                self.on_progress,
-                self.seconds,
-            )
-            fetched = Fetched(*told["fetched"])
-            self.watch.milliseconds.update(fetched.milliseconds)
-            self.watch.skip()
-            made = f"{directory}/{OUTPUT}"
-            document = self._document(resolved, fetched)
-            publish_image(self.store, resolved.digest, made, document)
+        told = self.work(
+            directory, lambda report: {"fetched": fetch(self.name, begin, form, report)}
+        )
+        fetched = Fetched(*told["fetched"])
+        self.watch.milliseconds.update(fetched.milliseconds)
+        self.watch.skip()
+        document = self._document(resolved, fetched)
+        user = self.options.user
+        document["uids"] = [user.uid if user else os.geteuid()] if private else []
+        publish_image(self.store, resolved.digest, f"{directory}/{OUTPUT}", document)
         self.watch.lap("publish")
 
     def _document(self, resolved: Resolved, fetched: Fetched) -> Dict[str, Any]:
         return {
-            "reference": str(self.reference),
+            "reference": self.name,
             "config": fetched.config,
             "pulled": time.time(),
             "made_by": f"hpcwrap {__version__}",
@@ -169,6 +237,149 @@ class _Puller:
             "squashfs": self.options.form._asdict(),
             "milliseconds": fetched.milliseconds,
         }
+
+
+class _FromRegistry(_Puller):
+    """A pull whose digest is known before anything is downloaded."""
+
+    def bring(self) -> bool:
+        resolved, access = self.ask()
+        with self.lock(f"image-{hex_digits(resolved.digest)}"):
+            image = self.store.find_digest(resolved.digest)
+            if image is None:
+                self.fetch(resolved, access)
+            else:
+                self.let_in(image, private=access.private)
+            publish_link(self.store, self.source, resolved.digest)
+        return image is None
+
+    @property
+    def reference(self) -> Reference:
+        return cast(Reference, self.source.reference)
+
+    def ask(self) -> Tuple[Resolved, Access]:
+        """Ask the registry what the reference is, as the site, or else as the user.
+
+        Returns the access with which it answered.
+        """
+        access = self.options.access._replace(auth=self.site_auth(), cache=self.cache())
+        try:
+            return self.resolve(access), access
+        except UserError as refused:
+            # Some registries say of what they do not give that it is not there.
+            auth = self.user_auth()
+            if not auth:
+                raise
+            access = access._replace(auth=auth, private=not self.is_shared())
+            return self.resolve_again(access, refused), access
+
+    def resolve_again(self, access: Access, refused: UserError) -> Resolved:
+        try:
+            return self.resolve(access)
+        except UserError:
+            raise refused from None
+
+    def resolve(self, access: Access) -> Resolved:
+        self.on_progress(Progress("resolve", self.name, 0, 0))
+        with workspace(self.store, self.identity, self.seconds) as directory:
+            told = self.work(
+                directory,
+                lambda _: {"resolved": transport.resolve(self.reference, access)},
+                "resolve",
+            )
+        return _resolved(told["resolved"])
+
+    def fetch(self, resolved: Resolved, access: Access) -> None:
+        def begin() -> Download:
+            directory = os.path.abspath("download")
+            return transport.Download(self.reference, resolved, directory, access)
+
+        with workspace(self.store, self.identity, self.seconds) as directory:
+            self.make(resolved, begin, directory, private=access.private)
+
+    def site_auth(self) -> bytes:
+        """The site's passwords; they are root's, and no user who has a store needs them."""
+        path = self.options.auth_file
+        if os.geteuid() != 0 and not os.access(path, os.R_OK):
+            return b""
+        return credentials.site_auth(Settings(auth_file=path))
+
+    def user_auth(self) -> bytes:
+        """The password of the user whose job it is; empty for none."""
+        user = self.options.user
+        if user is None or not self.options.user_credentials:
+            return b""
+        return credentials.user_auth(user, self.reference)
+
+    def cache(self) -> str:
+        """The directory of the layer cache, made where it is missing; empty for none."""
+        if not self.options.access.cache_limit:
+            return ""
+        prepare_cache(self.store.blobs_directory, self.identity)
+        return self.store.blobs_directory
+
+
+class _FromFile(_Puller):
+    """A pull of what lies on this machine: its digest is known when all of it has been read."""
+
+    @property
+    def reader(self) -> Optional[run.Identity]:
+        """Who reads it: the user who named it; for a job's environment, nobody with rights."""
+        user = self.options.user
+        if user is None:
+            return None
+        if self.options.named_by_user:
+            return run.Identity(user.uid, user.gid, user.groups)
+        return self.identity
+
+    @property
+    def private(self) -> bool:
+        return self.options.named_by_user and not self.is_shared()
+
+    def has_arrived(self) -> bool:
+        """Never by another's work alone: what a path is depends on the node and on who asks."""
+        return False
+
+    def bring(self) -> bool:
+        stamp = stamp_as(self.reader, self.source)
+        link = self.store.find_link(self.source)
+        if link is None or not stamp or link.stamp != stamp:
+            return self.convert()
+        with self.lock(f"image-{hex_digits(link.digest)}"):
+            image = self.store.find_digest(link.digest)
+            if image is not None:
+                self.let_in(image, private=self.private)
+                publish_link(self.store, self.source, link.digest, stamp)
+        return self.convert() if image is None else False
+
+    def convert(self) -> bool:
+        with workspace(self.store, self.identity, self.seconds) as directory:
+            resolved, stamp = self.read(directory)
+            with self.lock(f"image-{hex_digits(resolved.digest)}"):
+                image = self.store.find_digest(resolved.digest)
+                if image is None:
+                    self.make(
+                        resolved,
+                        lambda: LocalDownload(self.source, resolved),
+                        directory,
+                        private=self.private,
+                    )
+                else:
+                    self.let_in(image, private=self.private)
+                publish_link(self.store, self.source, resolved.digest, stamp)
+        return image is None
+
+    def read(self, directory: str) -> Tuple[Resolved, str]:
+        """Store what the source is in the directory; the image that it is, and its stamp."""
+        access = self.options.access
+        with open_as(self.reader, self.source) as stream:
+            told = self.work(
+                directory,
+                lambda report: {"resolved": resolve_local(stream, self.source, report, access)},
+                "read",
+                keep=(stream.pipe,),
+            )
+        return _resolved(told["resolved"]), stream.stamp
 
 
 def find_identity(image_user: str) -> Optional[run.Identity]:
