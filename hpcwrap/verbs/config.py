@@ -10,7 +10,7 @@ from hpcwrap import config, log, settingsfile
 from hpcwrap.config import Config, Row
 from hpcwrap.environment import format_mount
 from hpcwrap.errors import EXIT_SITE, SiteError, UserError
-from hpcwrap.image.reference import parse_reference
+from hpcwrap.image.source import parse_source
 from hpcwrap.table import print_table
 
 
@@ -66,10 +66,10 @@ def check(loaded: Config) -> int:
 
 
 def image_problems(loaded: Config) -> Iterator[SiteError]:
-    """Images whose references no registry could have; a job would find out when it pulls."""
+    """Images that cannot be there; a job would find out when it pulls."""
     for name, environment in loaded.environments.items():
         try:
-            parse_reference(environment.image)
+            parse_source(environment.image)
         except UserError as error:
             origin = loaded.environment_origins[name]["image"]
             yield SiteError(f"{origin}: {error.message}", error.hint)

@@ -11,7 +11,7 @@ from hpcwrap.config import Config, load_config
 from hpcwrap.errors import UserError
 from hpcwrap.human import format_age, format_size
 from hpcwrap.image.digest import hex_digits
-from hpcwrap.image.reference import parse_reference
+from hpcwrap.image.source import parse_source
 from hpcwrap.image.store import Image, Store
 from hpcwrap.table import print_table
 
@@ -65,7 +65,7 @@ def environments_by_reference(loaded: Config) -> Dict[str, List[str]]:
     users: Dict[str, List[str]] = {}
     for name, environment in sorted(loaded.environments.items()):
         try:
-            reference = str(parse_reference(environment.image))
+            reference = str(parse_source(environment.image))
         except UserError:
             continue  # `hpcwrap config --check` is there to say so
         users.setdefault(reference, []).append(name)
