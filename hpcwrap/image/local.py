@@ -173,6 +173,7 @@ class LocalDownload:
 def _store(stream: Stream, source: Source, report: Report) -> Blob:
     hasher = hashlib.sha256()
     size = told = 0
+    report(Progress("read", str(source), 0, stream.size))
     with open(STORED, "xb", buffering=0) as file:
         while True:
             data = os.read(stream.pipe, _CHUNK)

@@ -59,6 +59,8 @@ class Lines(Silence):
             return f"waiting for another pull of {progress.item}"
         if progress.stage == "resolve":
             return f"asking the registry for {progress.item}"
+        if progress.stage == "read":
+            return f"reading {progress.item}"
         if progress.stage == "download":
             total = format_size(sum(self.layers.values()))
             layers = "1 layer" if len(self.layers) == 1 else f"{len(self.layers)} layers"
@@ -106,6 +108,10 @@ class Screen(Silence):
         """Draw."""
         if progress.stage == "download":
             self._download(progress)
+        elif progress.stage == "read":
+            # How much a directory holds is known when all of it has been read.
+            amount = "" if progress.total else format_size(progress.done)
+            self._show("read", f"reading {progress.item}", progress.done, progress.total, amount)
         elif progress.stage == "index":
             self._show("index", "reading headers", 0, 0, f"{progress.done:,} entries")
         elif progress.stage == "convert":
