@@ -175,12 +175,14 @@ def _leftovers(store: Store) -> Iterator[Item]:
 
 
 def _aside(store: Store, rules: Rules) -> Iterator[Item]:
-    """Files that were set aside, ``<hex>.<epoch in ns>.<ending>``, once nobody has them open."""
+    """Files that were set aside, ``<epoch in ns>.<name>`` (publish.py), once no job has them."""
     with suppress(FileNotFoundError):
         for item in os.scandir(store.aside_directory):
-            digits, since = (*item.name.split("."), "0")[:2]
-            old = time.time() - int(since) / 1e9 >= rules.days * DAY
-            held = in_use(store, rules, f"{ALGORITHM}:{digits}") or loop_device_of(item.path)
+            since, _, name = item.name.partition(".")
+            age = time.time() - int(since if since.isdigit() else 0) / 1e9
+            digest = f"{ALGORITHM}:{name.partition('.')[0]}"
+            old = age >= rules.days * DAY
+            held = in_use(store, rules, digest) or loop_device_of(item.path)
             if old and not held:
                 reason = "set aside; no job uses it any more"
                 yield Item(

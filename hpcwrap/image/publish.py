@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from typing import IO, Any, Callable, Dict, List, Optional
 
 from hpcwrap.errors import SiteError
-from hpcwrap.image.digest import hex_digits
 from hpcwrap.image.lease import holders
 from hpcwrap.image.store import (
     VERSION,
@@ -138,9 +137,16 @@ def set_aside_if_held(store: Store, digest: str) -> None:
     """
     path = store.squashfs_path(digest)
     if os.path.exists(path) and holders(store, digest):
-        make_directory(store, store.aside_directory, 0o700)
-        name = f"{hex_digits(digest)}.{time.time_ns()}.sqsh"
-        os.rename(path, os.path.join(store.aside_directory, name))
+        set_aside(store, path)
+
+
+def set_aside(store: Store, path: str) -> str:
+    """Move a file to where nobody takes it for what it was; its path there (collect.py)."""
+    make_directory(store, store.aside_directory, 0o700)
+    name = f"{time.time_ns()}.{os.path.basename(path)}"
+    target = os.path.join(store.aside_directory, name)
+    os.rename(path, target)
+    return target
 
 
 def sync_and_check(descriptor: int) -> str:
@@ -154,7 +160,7 @@ def sync_and_check(descriptor: int) -> str:
     return found
 
 
-def checksum(descriptor: int, on_bytes: Callable[[int], None] = lambda done: None) -> str:
+def checksum(descriptor: int, on_bytes: Optional[Callable[[int], None]] = None) -> str:
     """A file's checksum: sha256, in hex, of the sha256 of each PIECE of it.
 
     All cores work on it: one needs 0.15 s for 240 MB, a tenth of the time in which sixteen
@@ -169,7 +175,8 @@ def checksum(descriptor: int, on_bytes: Callable[[int], None] = lambda done: Non
         starts = range(0, size, PIECE)
         for start, piece in zip(starts, pool.map(lambda at: _hash_piece(descriptor, at), starts)):
             whole.update(piece)
-            on_bytes(min(start + PIECE, size))
+            if on_bytes:
+                on_bytes(min(start + PIECE, size))
     return whole.hexdigest()
 
 
