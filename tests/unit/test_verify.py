@@ -17,6 +17,7 @@ from hpcwrap.image.verify import Finding, sources_of, verify, verify_links
 from hpcwrap.image.workspace import ensure_store
 
 SIZE = 200
+OTHER = digest_of(b"other")
 CONTENT = b"hsqs" + bytes(36) + SIZE.to_bytes(8, "little") + bytes(SIZE - 48)
 
 
@@ -44,8 +45,7 @@ def change(path: str, at: int, content: bytes) -> None:
         file.write(content)
 
 
-def rename_fields(store: Store, digest: str, **fields: object) -> None:
-    path = store.document_path(digest)
+def change_fields(path: str, **fields: object) -> None:
     document = json.loads(Path(path).read_text())
     os.chmod(path, 0o600)
     Path(path).write_text(json.dumps({**document, **fields}))
@@ -66,7 +66,7 @@ def test_what_is_well_is_well(store: Store) -> None:
         (lambda s, d: os.truncate(s.squashfs_path(d), 0), "squashfs is none"),
         (lambda s, d: os.unlink(s.squashfs_path(d)), "is not there"),
         (lambda s, d: change(s.document_path(d), 0, b"X"), "cannot be read"),
-        (lambda s, d: rename_fields(s, d, digest=digest_of(b"")), "of another image"),
+        (lambda s, d: change_fields(s.document_path(d), digest=OTHER), "of another image"),
     ],
 )
 def test_damage_is_found_and_set_aside(
@@ -113,13 +113,13 @@ def test_a_private_image_is_not_pulled_by_root(store: Store) -> None:
         mode = os.stat(path).st_mode
         change(path, 0, b"X")
         os.chmod(path, mode)
-        (found,) = verify(store, [digest], lambda text: pytest.fail(text))
+        (found,) = verify(store, [digest], pytest.fail)
         assert "it is a user's" in found.repair
 
 
 def test_an_image_without_a_checksum_gets_one(store: Store) -> None:
     digest = add(store)
-    rename_fields(store, digest, checksum="")
+    change_fields(store.document_path(digest), checksum="")
     assert [found.problem for found in verify(store, [digest])] == [""]
     change(store.squashfs_path(digest), 150, b"X")
     (found,) = verify(store, [digest])
