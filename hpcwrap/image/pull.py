@@ -55,7 +55,7 @@ class PullOptions(NamedTuple):
 
     timeout is in seconds, for the whole of it.  access is the site's, without passwords, which
     are in auth_file.  user is whose job it is, None for an administrator; named_by_user, whether
-    that user chose the source, and not the site.
+    who asks chose the source, and not an environment's file.
     """
 
     image_user: str = "nobody"
@@ -324,17 +324,16 @@ class _FromFile(_Puller):
 
     @property
     def reader(self) -> Optional[run.Identity]:
-        """Who reads it: the user who named it; for a job's environment, nobody with rights."""
+        """Who reads it: the user who named it; for an environment, the image user."""
         user = self.options.user
-        if user is None:
-            return None
-        if self.options.named_by_user:
-            return run.Identity(user.uid, user.gid, user.groups)
-        return self.identity
+        if not self.options.named_by_user:
+            return self.identity
+        return run.Identity(user.uid, user.gid, user.groups) if user else None
 
     @property
     def private(self) -> bool:
-        return self.options.named_by_user and not self.is_shared()
+        named = self.options.named_by_user and self.options.user is not None
+        return named and not self.is_shared()
 
     def has_arrived(self) -> bool:
         """Never by another's work alone: what a path is depends on the node and on who asks."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from typing import ContextManager, Dict
 
@@ -12,9 +13,11 @@ from hpcwrap.config import Config, load_config
 from hpcwrap.hints import closest
 from hpcwrap.human import format_seconds, format_size, format_stages
 from hpcwrap.image.digest import hex_digits
-from hpcwrap.image.pull import Pulled, options_from, pull
+from hpcwrap.image.pull import Pulled, PullOptions, options_from, pull
 from hpcwrap.image.store import Store
 from hpcwrap.image.worker import Report
+from hpcwrap.job import find_user
+from hpcwrap.verbs import setup_slurm
 from hpcwrap.verbs.pullview import Lines, Screen, Silence
 
 
@@ -22,8 +25,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this verb."""
     parser.add_argument(
         "image",
-        metavar="NAME|REFERENCE",
-        help="an environment, or [registry[:port]/]repository[:tag][@digest]",
+        metavar="NAME|REFERENCE|PATH",
+        help="an environment, [registry[:port]/]repository[:tag][@digest], a file or a directory",
     )
     parser.add_argument(
         "--if-missing",
@@ -44,12 +47,19 @@ def run(arguments: argparse.Namespace) -> int:
         pulled = Pulled(known, new=False, milliseconds={})
     else:
         with view(quiet=arguments.quiet or arguments.json) as report:
-            pulled = pull(text, store, options_from(loaded.settings), report)
+            pulled = pull(text, store, options_for(loaded, arguments.image), report)
+        setup_slurm.renew_table(arguments.config)
     if arguments.json:
         print(json.dumps(document(pulled), indent=2))
     elif not arguments.quiet:
         print(sentence(pulled))
     return 0
+
+
+def options_for(loaded: Config, name: str) -> PullOptions:
+    """The options of a pull for whoever calls: the site, or a user with a store of his own."""
+    user = None if os.geteuid() == 0 else find_user(str(os.geteuid()))
+    return options_from(loaded.settings, user, named_by_user=name not in loaded.environments)
 
 
 def reference_of(loaded: Config, name: str) -> str:
