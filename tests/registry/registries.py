@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Sequence
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
 import pytest
 
@@ -24,22 +25,22 @@ PUSH = ("--quiet", "--all", "--preserve-digests", "--dest-tls-verify=false")
 SETTINGS = """\
 version: 0.1
 log: {{level: info, formatter: json}}
-storage: {{filesystem: {{rootdirectory: {root}/data}}}}
+storage: {{filesystem: {{rootdirectory: {data}}}}}
 http: {{addr: "127.0.0.1:{port}"}}
 {more}
 """
 
 
 class Registry:
-    """A registry that runs, and what it was asked for."""
+    """A registry that runs, and what it was asked for; `data` is another's that it serves, too."""
 
-    def __init__(self, root: Path, more: str = "") -> None:
+    def __init__(self, root: Path, more: str = "", data: Optional[Path] = None) -> None:
         self.root = root
         self.port = free_port()
         self.host = f"127.0.0.1:{self.port}"
         self.log = root / "log"
         settings = root / "settings.yml"
-        settings.write_text(SETTINGS.format(root=root, port=self.port, more=more))
+        settings.write_text(SETTINGS.format(data=data or root / "data", port=self.port, more=more))
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 ["docker-registry", "serve", str(settings)], stdout=log, stderr=log
@@ -104,6 +105,12 @@ class Layout:
         manifest["config"] = self.document(about, CONFIG)
         return self.document(manifest, MANIFEST)
 
+    def tag(self, entry: Dict[str, Any], name: str) -> None:
+        """Give an image a name within the layout."""
+        named = {**entry, "annotations": {"org.opencontainers.image.ref.name": name}}
+        index = {"schemaVersion": 2, "manifests": [named]}
+        (self.root / "index.json").write_text(json.dumps(index))
+
     def push(self, entry: Dict[str, Any], reference: str) -> None:
         index = {"schemaVersion": 2, "manifests": [entry]}
         (self.root / "index.json").write_text(json.dumps(index))
@@ -113,6 +120,17 @@ class Layout:
             env={**os.environ, "XDG_RUNTIME_DIR": str(self.root)},
             check=True,
         )
+
+    def push_layers(
+        self, registry: Registry, name: str, layers: Sequence[bytes], config: Dict[str, Any]
+    ) -> Pushed:
+        """Push layers (tar streams, or blobs that are compressed already) under a name."""
+        blobs = [x if x.startswith(b"\x1f\x8b") else gzip.compress(x, 1) for x in layers]
+        entry = self.image(blobs, config)
+        reference = f"{registry.host}/{name}"
+        self.push(entry, reference)
+        digests = [f"sha256:{hashlib.sha256(blob).hexdigest()}" for blob in blobs]
+        return Pushed(reference, entry["digest"], digests)
 
 
 class Cli:

@@ -116,7 +116,7 @@ def groups_of(leaders: Dict[str, str]) -> Groups:
 def _found(archive: tarfile.TarFile, info: tarfile.TarInfo) -> Found:
     kind = next(kind for kind, code in KINDS.items() if code == info.type)
     if kind == "symlink":
-        return Found(kind, 0, info.uid, info.gid, info.linkname.encode())
+        return Found(kind, 0, info.uid, info.gid, info.linkname.encode("utf-8", "surrogateescape"))
     body = archive.extractfile(info) if kind == "file" else None
     return Found(kind, info.mode, info.uid, info.gid, body.read() if body else b"")
 
@@ -222,7 +222,7 @@ class Oracle:
                 self.names[there] = (Found("dir", 0o755, 0, 0, b""), self.inodes)
             found = self.names[there][0]
             if found.kind == "symlink":
-                target = found.content.decode()
+                target = found.content.decode("utf-8", "surrogateescape")
                 start = "" if target.startswith("/") else here
                 rest = "/".join([start, target, *parts[number + 1 :]])
                 return self.follow(rest, make=make, depth=depth + 1)
