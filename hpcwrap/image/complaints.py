@@ -95,7 +95,7 @@ RULES: Sequence[Rule] = (
         "check repository and tag",
     ),
     Rule(
-        r"[Dd]igest did not match|does not match provided manifest digest|Size mismatch",
+        r"[Dd]igest did not match|does not match (expected|provided manifest digest)|Size mismatch",
         SiteError,
         "a digest did not match what the registry sent",
         "somebody changed it, there or on its way",

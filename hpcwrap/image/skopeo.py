@@ -26,7 +26,7 @@ MAX_DELAY = 30.0
 
 TICK = 0.005
 
-_WAITS = re.compile(r"sleeping for ([0-9.]+) seconds before next attempt")
+_WAITS = re.compile(rb"sleeping for ([0-9.]+) seconds before next attempt")
 
 
 class Errand(NamedTuple):
@@ -81,9 +81,7 @@ class Skopeo:
         text = failure(stderr)
         if self.failures > self.errand.access.retries or not may_pass(self.errand.reference, text):
             raise translate(self.errand.reference, self.errand.access, text, self.failures)
-        # Jobs that failed together must not come back together.
-        delay = FIRST_DELAY * 2 ** (self.failures - 1) * random.uniform(0.5, 1.5)  # noqa: S311
-        self._next = time.monotonic() + min(delay, MAX_DELAY)
+        self._next = time.monotonic() + delay(self.failures)
         self.on_retry()
 
 
@@ -103,7 +101,7 @@ class _Run:
             stderr=self._errors,
             pass_fds=[auth],
         )
-        self._moved = -1
+        self._moved, self._read = -1, 0
         self._since = self._looked = time.monotonic()
 
     def code(self) -> Optional[int]:
@@ -130,14 +128,21 @@ class _Run:
         self._looked = now
         moved = self.errand.moved() + os.fstat(self._errors.fileno()).st_size
         if moved != self._moved:
-            self._moved, self._since = moved, now
-        silent = now - self._since
-        return silent > timeout and silent > timeout + self._waits()
+            self._moved, self._since = moved, max(self._since, now, now + self._waits())
+        return now - self._since > timeout
 
     def _waits(self) -> float:
-        """Seconds that skopeo said it would wait, because the registry asked it to."""
-        found = _WAITS.search(run.last_line(self.said()))
-        return float(found.group(1)) if found else 0.0
+        """Seconds that skopeo has just said it would wait, as the registry asked it to."""
+        size = os.fstat(self._errors.fileno()).st_size
+        fresh = os.pread(self._errors.fileno(), size - self._read, self._read)
+        self._read = size
+        return max((float(found) for found in _WAITS.findall(fresh)), default=0.0)
+
+
+def delay(failures: int) -> float:
+    """Seconds to wait after so many failures: jobs that failed together do not return together."""
+    seconds: float = min(FIRST_DELAY * 2 ** (failures - 1), MAX_DELAY / 1.5)
+    return seconds * random.uniform(0.5, 1.5)  # noqa: S311  nobody gains by guessing it
 
 
 def finish(errand: Errand) -> None:

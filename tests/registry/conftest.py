@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import os
 import shutil
 import sys
@@ -37,12 +35,7 @@ def make_push(registry: Registry, layout: Layout) -> Any:
     """Push layers (tar streams, or blobs that are compressed already) under a name."""
 
     def push(name: str, layers: Sequence[bytes], **config: Any) -> Pushed:
-        blobs = [x if x.startswith(b"\x1f\x8b") else gzip.compress(x, 1) for x in layers]
-        entry = layout.image(blobs, config)
-        reference = f"{registry.host}/{name}"
-        layout.push(entry, reference)
-        digests = [f"sha256:{hashlib.sha256(blob).hexdigest()}" for blob in blobs]
-        return Pushed(reference, entry["digest"], digests)
+        return layout.push_layers(registry, name, layers, config)
 
     return push
 
