@@ -52,7 +52,8 @@ def synthetic_layers(work: str) -> list[Layer]:
     layers = []
     for number, sizes in enumerate(draw_sizes(chance)):
         entries = list(draw_layer(number, sizes, known, pool, chance))
-        known += [entry.name for entry in entries if entry.header.isreg() and entry.header.size]
+        below = set(known)
+        known += [entry.name for entry in entries if entry.header.size and entry.name not in below]
         layers.append(Layer(entries, f"layer {number} of {LAYERS}: {len(sizes)} files"))
     return layers
 
@@ -91,16 +92,17 @@ def draw_layer(
     top = f"opt/part-{number:02}"
     yield directory_entry("opt")
     yield directory_entry(top)
+    # No name twice: podman refuses a layer where one is.
+    older = chance.sample(known, min(len(known), round((REPLACED + REMOVED) * len(sizes))))
+    gone = [older.pop() for _ in range(round(len(older) * REMOVED / (REPLACED + REMOVED)))]
     directory = top
     for count, size in enumerate(sizes):
         if count % PER_DIRECTORY == 0:
             directory = f"{top}/{chance.randbytes(4).hex()}"
             yield directory_entry(directory)
             yield link_entry(f"{directory}/latest", f"file-{count}")
-        replaces = known and chance.random() < REPLACED
-        name = chance.choice(known) if replaces else f"{directory}/file-{count}"
+        name = older.pop() if older else f"{directory}/file-{count}"
         yield pool_entry(name, size, pool, chance)
-    gone = chance.sample(known, round(REMOVED * len(sizes))) if known else []
     yield from (whiteout_entry(name) for name in gone)
 
 
