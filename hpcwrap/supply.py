@@ -55,7 +55,8 @@ def supply(choice: Choice, job: Job, config_file: str) -> Supplied:
     for _ in range(ATTEMPTS):
         image, times = supplier.find_or_pull()
         if supplier.keep(image):
-            return Supplied(supplier.bring(image), tuple(supplier.held), times, supplier.warning)
+            copy, more = supplier.bring(image)
+            return Supplied(copy, tuple(supplier.held), {**times, **more}, supplier.warning)
     raise SiteError(
         f"cannot keep the image {choice.environment.image}: it is removed from the store again "
         "and again",
@@ -182,23 +183,31 @@ class _Supplier:
         lease.drop(self.store, digest, self.job.node, self.job.id)
         return False
 
-    def bring(self, image: Image) -> Image:
-        """The node's own copy, where the site wants one, kept as well."""
+    def bring(self, image: Image) -> Tuple[Image, Dict[str, float]]:
+        """The node's own copy, where the site wants one, kept as well; what was waited for it."""
         if not self.settings.cache:
             touch_used(image)
-            return image
+            return image, {}
         copies = Store(self.settings.cache)
         limit = parse_size(self.settings.cache_size)
+        began = time.monotonic()
+        there = os.path.exists(copies.document_path(image.digest))
         copy = cache.bring(self.store, copies, image, limit)
-        if copy.squashfs == image.squashfs:
-            return image
+        times = {} if there else {"copy": round((time.monotonic() - began) * 1e3, 2)}
+        return (copy if self.keep_copy(copies, copy) else image), times
+
+    def keep_copy(self, copies: Store, copy: Image) -> bool:
+        """Take a lease on a node's copy; False when there is none, or none any more."""
+        if copy.squashfs != copies.squashfs_path(copy.digest):
+            return False
         lease.hold(copies, copy.digest, self.job.node, self.job.id)
-        if not os.path.exists(copy.squashfs):
+        # The document, not the squashfs: who evicts hides it before it looks for leases.
+        if not os.path.exists(copies.document_path(copy.digest)):
             lease.drop(copies, copy.digest, self.job.node, self.job.id)
-            return image
+            return False
         self.held.append(copies.root)
         touch_used(copy)
-        return copy
+        return True
 
 
 def spread(job: Job, seconds: float, store: str) -> float:

@@ -11,8 +11,13 @@ from typing import Any, Dict, Iterator, List
 from hpcwrap.config import load_config
 from hpcwrap.errors import UserError
 
-STEPS = ("wait", "resolve", "download", "unpack", "convert", "publish", "prolog")
-"""In the order in which they happen; `wait` is for another node's pull of the same image."""
+STEPS = (
+    *("jitter", "wait", "resolve", "download", "unpack", "convert", "publish", "copy"),
+    "prolog",
+)
+"""In the order in which they happen; `wait` is for another node's pull of the same image, `copy`
+for the node's cache, whoever of its jobs copied.
+"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
