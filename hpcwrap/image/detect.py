@@ -10,6 +10,7 @@ from typing import BinaryIO, Iterator, Optional, Tuple
 
 from hpcwrap import run
 from hpcwrap.errors import UserError
+from hpcwrap.image.plan import MAX_UNPACKED
 from hpcwrap.image.sif import is_sif
 from hpcwrap.image.spool import MAGIC_LENGTH, decompressor
 from hpcwrap.image.tar import BLOCK, LayerError, padding, read_number
@@ -104,7 +105,7 @@ def _parse(header: bytes) -> Optional[Tuple[bytes, int]]:
         size = read_number(header[124:136])
     except LayerError:
         return None
-    if size < 0:
+    if not 0 <= size <= MAX_UNPACKED:
         return None
     name = header[:100].partition(b"\0")[0]
     while name.startswith(b"./"):
