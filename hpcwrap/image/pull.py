@@ -346,10 +346,12 @@ class _FromFile(_Puller):
             return self.convert()
         with self.lock(f"image-{hex_digits(link.digest)}"):
             image = self.store.find_digest(link.digest)
-            if image is not None:
+            # A stamp lets nobody in: on a file system of their own, users can make any.
+            if image is not None and self.is_for_us(image):
                 self.let_in(image, private=self.private)
                 publish_link(self.store, self.source, link.digest, stamp)
-        return self.convert() if image is None else False
+                return False
+        return self.convert()
 
     def convert(self) -> bool:
         with workspace(self.store, self.identity, self.seconds) as directory:
