@@ -14,7 +14,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import IO, Any, Dict, List, NamedTuple, Optional
 from urllib.parse import parse_qs, urlparse
 
 ISSUER = "tests"
@@ -45,8 +45,7 @@ class TokenServer:
                 server.answer(self, server.account_of(self.headers.get("Authorization")), query)
 
             def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-                query = parse_qs(body)
+                query = parse_qs(chunks(self.rfile).decode())
                 token = query.get("refresh_token", [""])[0]
                 server.answer(self, token.partition("identity-of-")[2] or None, query)
 
@@ -120,6 +119,14 @@ def make_certificate(key: Path, certificate: Path, subject: str) -> None:
     argv = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
     argv += ["-subj", subject, "-keyout", str(key), "-out", str(certificate)]
     subprocess.run(argv, check=True, capture_output=True)
+
+
+def chunks(stream: IO[bytes]) -> bytes:
+    """A body in chunks (RFC 9112, 7.1): skopeo does not say how long its question is."""
+    content = b""
+    while size := int(stream.readline(), 16):
+        content += stream.read(size + 2)[:-2]
+    return content
 
 
 def unpadded(content: bytes) -> str:
