@@ -13,14 +13,14 @@ import json
 import os
 import time
 from contextlib import suppress
-from typing import Any, Callable, Dict, List, NamedTuple, Protocol
+from typing import Any, Callable, Dict, List, NamedTuple, Protocol, Tuple
 
 from hpcwrap.errors import UserError
 from hpcwrap.image.digest import digest_of
 from hpcwrap.image.flatten import in_layer
-from hpcwrap.image.layer import Layer, index_layer
+from hpcwrap.image.layer import MAX_INDEX, Layer, index_layer
 from hpcwrap.image.manifest import MAX_MANIFEST, Blob
-from hpcwrap.image.plan import flatten
+from hpcwrap.image.plan import check_size, flatten
 from hpcwrap.image.spool import Spool
 from hpcwrap.image.squashfs import Format, write_squashfs
 from hpcwrap.image.store import parse_config
@@ -81,6 +81,8 @@ def fetch(name: str, begin: Callable[[], Download], form: Format, report: Report
         while layers.unpacking():
             time.sleep(TICK)
         plan = flatten(layers.in_order())
+        # Sparse files grow only now.
+        check_size(plan.size, layers.sizes()[1])
     except LayerError as error:
         raise UserError(f"the image {name} is broken: {error.message}") from None
     watch.lap("unpack")
@@ -159,10 +161,16 @@ class _Layers:
         running = [digest for digest in self.spools if digest not in self.indexes]
         for digest in running:
             self._index(digest)
+        check_size(*self.sizes())
         for blob in self.waiting[:]:
             if os.path.exists(self.download.blob_path(blob)):
                 self._take(blob)
         return bool(self.waiting) or len(self.indexes) < len(self.spools)
+
+    def sizes(self) -> Tuple[int, int]:
+        """Bytes so far, unpacked and as they came: a manifest's own word counts for nothing."""
+        sizes = [spool.sizes() for spool in (*self.spools.values(), *self.following.values())]
+        return sum(unpacked for unpacked, _ in sizes), sum(came for _, came in sizes)
 
     def in_order(self) -> List[Layer]:
         """The indexes, lowest layer first."""
@@ -200,10 +208,13 @@ class _Layers:
         number = [blob.digest for blob in self.blobs].index(digest)
         try:
             if spool.ended():
-                self.indexes[digest] = index_layer(spool.view(), self._on_entries)
+                self.indexes[digest] = index_layer(spool.view(), self._on_entries, self._room())
                 self._on_entries(0)
         except LayerError as error:
             raise in_layer(error, number, len(self.blobs)) from None
+
+    def _room(self) -> int:
+        return MAX_INDEX - sum(layer.cost for layer in self.indexes.values())
 
     def _on_entries(self, more: int) -> None:
         entries = more + sum(len(layer) for layer in self.indexes.values())

@@ -35,6 +35,11 @@ ZEROS = -1
 MAX_UNPACKED = MAX_SIZE
 """Bytes of an image."""
 
+FREE, RATIO = 16 << 30, 200
+"""An image may grow to this many bytes, or to this many times its compressed size: zeros shrink to
+a thousandth and less, and a megabyte of them must not fill the store.  Files of operating systems
+shrink to a third, headers of empty files to a fiftieth."""
+
 DEFAULT_DIRECTORY = Fields(0o755, 0, 0, 0, 0)
 """A directory that no entry describes."""
 
@@ -78,6 +83,12 @@ class Plan(NamedTuple):
     newest: int
 
 
+def check_size(unpacked: int, compressed: int) -> None:
+    """Raise LayerError, whose message is a sentence on the image, for an image of hot air."""
+    if unpacked > min(max(FREE, RATIO * compressed), MAX_UNPACKED):
+        raise LayerError(f"its {compressed} bytes become {unpacked} or more when unpacked")
+
+
 def flatten(layers: Sequence[Layer]) -> Plan:
     """Merge the layers, lowest first, into one tar stream's plan.
 
@@ -87,7 +98,7 @@ def flatten(layers: Sequence[Layer]) -> Plan:
     stream = Stream(tree)
     size = stream.size()
     if size > MAX_UNPACKED:
-        raise LayerError(f"holds {size} bytes when unpacked, more than {MAX_UNPACKED}")
+        raise LayerError(f"it becomes {size} bytes when unpacked, more than {MAX_UNPACKED}")
     root = tree.root.entry
     return Plan(
         segments=stream,

@@ -15,7 +15,7 @@ import re
 import tempfile
 import threading
 from contextlib import suppress
-from typing import IO, List, Optional
+from typing import IO, List, Optional, Tuple
 
 from hpcwrap import run
 from hpcwrap.errors import SiteError
@@ -77,6 +77,10 @@ class Spool:
                 raise SiteError("cannot unpack the image: the store is full")
             raise LayerError(f"cannot be decompressed, it is damaged or ends early: {text}")
         return True
+
+    def sizes(self) -> Tuple[int, int]:
+        """Bytes so far, unpacked and as they came."""
+        return os.fstat(self.file.fileno()).st_size, os.fstat(self._blob.fileno()).st_size
 
     def _feed(self, pipe: int) -> None:
         # A decompressor that fails reads no further.
