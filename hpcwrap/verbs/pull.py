@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from typing import ContextManager, Dict
+from typing import Dict, Tuple
 
 from hpcwrap import log
 from hpcwrap.config import Config, load_config
@@ -15,10 +15,9 @@ from hpcwrap.human import format_seconds, format_size, format_stages
 from hpcwrap.image.digest import hex_digits
 from hpcwrap.image.pull import Pulled, PullOptions, options_from, pull
 from hpcwrap.image.store import Store
-from hpcwrap.image.worker import Report
 from hpcwrap.job import find_user
 from hpcwrap.verbs import setup_slurm
-from hpcwrap.verbs.pullview import Lines, Screen, Silence
+from hpcwrap.verbs.pullview import can_draw, view
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(document(pulled), indent=2))
     elif not arguments.quiet:
-        print(sentence(pulled))
+        tell(pulled)
     return 0
 
 
@@ -73,24 +72,26 @@ def reference_of(loaded: Config, name: str) -> str:
     return name
 
 
-def view(*, quiet: bool) -> ContextManager[Report]:
-    """What shows the progress: bars on a terminal, lines elsewhere, or nothing."""
-    if quiet:
-        return Silence()
-    return Screen() if sys.stderr.isatty() else Lines()
+def tell(pulled: Pulled) -> None:
+    """The result in one line, on a terminal in two."""
+    sentence, details = sentences(pulled)
+    if not can_draw(sys.stdout):
+        print(f"{sentence}: {details}")
+        return
+    from hpcwrap.verbs.pullscreen import show
+
+    show(sentence, details)
 
 
-def sentence(pulled: Pulled) -> str:
-    """The result in one line."""
+def sentences(pulled: Pulled) -> Tuple[str, str]:
+    """The result, and what is to be known of it."""
     image = pulled.image
-    short = hex_digits(image.digest)[:12]
+    what = f"{hex_digits(image.digest)[:12]}, {format_size(image.size)}"
     if not pulled.new:
-        return f"{image.reference} is in the store: {short}, {format_size(image.size)}"
-    taken = sum(pulled.milliseconds.values())
-    return (
-        f"{image.reference} is ready after {format_seconds(taken)}: {short}, "
-        f"{format_size(image.size)} ({format_stages(pulled.milliseconds)})"
-    )
+        return f"{image.reference} is in the store", what
+    taken = format_seconds(sum(pulled.milliseconds.values()))
+    stages = format_stages(pulled.milliseconds)
+    return f"{image.reference} is ready after {taken}", f"{what} ({stages})"
 
 
 def document(pulled: Pulled) -> Dict[str, object]:
