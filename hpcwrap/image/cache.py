@@ -41,10 +41,13 @@ def evict(store: Store, limit_bytes: int, keep: Collection[str] = ()) -> List[Im
     """Remove images, the longest unused first, until the rest has no more than `limit_bytes`.
 
     Those in use and those whose digest is in `keep` stay, so that more may be left.  References
-    stay, too: the next job of one pulls it again.  Returns what was removed.
+    stay, too: the next job of one pulls it again.  What kills left takes room that no image has:
+    it goes first.  Returns what was removed.
     """
+    from hpcwrap.image.collect import mend
     from hpcwrap.image.remove import remove_unused
 
+    mend(store)
     images = sorted(store.images()[0], key=last_use)
     total = sum(image.size for image in images)
     removed = []

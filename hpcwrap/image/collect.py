@@ -92,6 +92,15 @@ def find_garbage(store: Store, rules: Rules) -> Iterator[Item]:
     )
 
 
+def mend(store: Store) -> None:
+    """End what killed processes began, and remove nothing else: for a node's cache, which nobody
+    collects.
+    """
+    rules = Rules()
+    for item in chain(_half_removed(store, rules), _leftovers(store), _locks(store)):
+        item.remove()
+
+
 def in_use(store: Store, rules: Rules, digest: str) -> bool:
     """Whether a job uses an image, as far as this node can know."""
     held = [one for one in lease.holders(store, digest) if not rules.is_stale(one)]
