@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Callable, Dict, Iterable, List, NamedTuple, NoReturn, Sequence, Set, Tuple
 
 from hpcwrap import cli
+from hpcwrap.errors import HpcwrapError
 from hpcwrap.image.store import Store
 
 CHANGES = {
@@ -88,8 +89,9 @@ def _lead(work: Work, log: Path, moment: Moment, counters: mmap.mmap) -> NoRetur
         sys.stderr = os.fdopen(2, "w", closefd=False)
         _count_changes(moment, counters)
         code = work()
-    except SystemExit as error:
-        code = int(error.code or 0)
+    except HpcwrapError as error:
+        print(error.sentence())
+        code = error.exit_code
     except BaseException:  # noqa: BLE001  nothing of pytest's may run here
         sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
     finally:
@@ -211,17 +213,17 @@ def left_over(store: Store) -> List[str]:
         stems.setdefault(path.suffix, set()).add(path.stem)
     found += [f"half an image: {stem}" for stem in stems[".json"] ^ stems[".sqsh"]]
     found += [f"strange: {name}" for name in stems if name not in (".json", ".sqsh")]
-    links, problems = store.links()
-    gone = [link for link in links if store.find_digest(link.digest) is None]
-    found += [f"a reference to nothing: {link.reference}" for link in gone] + problems
-    return found + _locks_of_nothing(store, stems[".json"]) + _bad_blobs(root / "blobs")
+    # A reference to an image that was evicted is none of these: the next job of it pulls it again.
+    found += store.links()[1]
+    work = [name for name in os.listdir(store.locks_directory) if name.startswith("pull-")]
+    return found + [f"lock: {name}" for name in work] + _bad_blobs(root / "blobs")
 
 
-def _locks_of_nothing(store: Store, stems: Set[str]) -> List[str]:
+def locks_of_nothing(store: Store) -> List[str]:
+    """Files of locks, empty ones, whose image has gone: only gc takes these away."""
     names = os.listdir(store.locks_directory)
-    work = [name for name in names if name.startswith("pull-")]
-    images = [name for name in names if name.startswith("image-")]
-    return [f"lock: {x}" for x in (*work, *(y for y in images if y[6:70] not in stems))]
+    images = {f"image-{digest[7:]}" for digest in store.digests()}
+    return [name for name in names if name.startswith("image-") and name not in images]
 
 
 def _bad_blobs(directory: Path) -> List[str]:

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Tuple
 
@@ -17,7 +18,11 @@ from killing import Moment, Work, command
 from registries import Registry
 from tars import Member, make_layer
 
-from hpcwrap.image.store import Store
+from hpcwrap.config import load_config
+from hpcwrap.image import cache, lease, refresh
+from hpcwrap.image.collect import Rules, collect
+from hpcwrap.image.pull import options_from
+from hpcwrap.image.store import Image, Store
 
 pytestmark = [
     pytest.mark.registry,
@@ -30,7 +35,7 @@ KILLS = int(os.environ.get("HPCWRAP_KILLS", "50"))
 
 RATE = 2_000_000
 LAYERS, LAYER = 3, 300_000
-SETTINGS = "store: {store}\npull_timeout: 60\nregistry_timeout: 20\nlayer_cache: 0\n"
+SETTINGS = "store: {store}\npull_timeout: 60\nregistry_timeout: 20\n"
 
 
 class Scene:
@@ -73,6 +78,24 @@ class Scene:
         ended = killing.run(command(*words), self.root / "log")
         assert ended.code == 0, ended.output
 
+    def pull(self, *references: str) -> None:
+        """Have images in the store."""
+        for reference in references:
+            self.need("--config", self.settings, "pull", "--quiet", reference)
+
+    def image(self, reference: str) -> Image:
+        """An image that has to be in the store."""
+        image = self.store.find(reference)
+        assert image, reference
+        return image
+
+    def use(self, *references: str) -> None:
+        """Note the use of images, an hour after the other, the last one just now."""
+        now = time.time()
+        for hours, reference in enumerate(reversed(references)):
+            path = self.store.document_path(self.image(reference).digest)
+            os.utime(path, (now - hours * 3600, now - hours * 3600))
+
     def hpcwrap(self, *words: str) -> Work:
         """A command on the store."""
         return command("--config", self.settings, *words)
@@ -111,15 +134,107 @@ class Operation(NamedTuple):
 
 def test_kill_a_pull(scene: Scene) -> None:
     kept, new = scene.make("kept:1", 1), scene.make("new:1", 2)
-    scene.need("--config", scene.settings, "pull", "--quiet", kept)
-    scene.keep_template()
-    wrong = lambda: killing.missing(scene.store, [new])  # noqa: E731
-    kill_often(scene, Operation("pull", scene.hpcwrap("pull", "--quiet", new), (kept,), wrong))
+    scene.pull(kept)
+    work = scene.hpcwrap("pull", "--quiet", new)
+    kill_often(scene, Operation("pull", work, (kept,), lambda: killing.missing(scene.store, [new])))
+
+
+def test_kill_an_eviction(scene: Scene) -> None:
+    names = [scene.make(f"evict:{number}", number) for number in range(3)]
+    scene.pull(*names)
+    scene.use(*names)
+    digests = [scene.image(name).digest for name in names]
+    size = scene.image(names[2]).size
+
+    def work() -> int:
+        cache.evict(scene.store, size)
+        return 0
+
+    def wrong() -> List[str]:
+        return differs(scene.store, digests[2:])
+
+    kill_often(scene, Operation("eviction", work, (names[2],), wrong))
+
+
+def test_kill_a_gc(scene: Scene) -> None:
+    names = [scene.make(f"gc:{number}", number) for number in range(4)]
+    scene.pull(*names)
+    digests = [scene.image(name).digest for name in names]
+    lease.hold(scene.store, digests[1], "n1", "7")
+    litter(scene.store)
+    rules = Rules(needed=frozenset(names[:1]), days=0, layers=2 * LAYERS * LAYER, node="n2")
+
+    def work() -> int:
+        list(collect(scene.store, rules))
+        return 0
+
+    def wrong() -> List[str]:
+        return differs(scene.store, digests[:2])
+
+    kill_often(scene, Operation("gc", work, (names[0], names[1]), wrong))
+
+
+def litter(store: Store) -> None:
+    """What killed pulls leave: a directory in tmp, a file under its first name, a lock."""
+    os.makedirs(f"{store.tmp_directory}/pull-dead/download")
+    for path in (f"{store.tmp_directory}/pull-dead/download/x", f"{store.locks_directory}/image-0"):
+        Path(path).touch()
+    for directory in (store.images_directory, store.refs_directory):
+        Path(directory, ".half.json.abcdefgh").write_text("{")
+
+
+def test_kill_a_refresh(scene: Scene) -> None:
+    moving = scene.make("moving:1", 1)
+    scene.pull(moving)
+    scene.make("moving:1", 2)
+    (new,) = set(scene.shapes) - set(scene.store.digests())
+
+    def work() -> int:
+        refresh.refresh(scene.store, moving, options_from(load_config(scene.settings).settings))
+        return 0
+
+    def wrong() -> List[str]:
+        return [] if scene.image(moving).digest == new else ["the old image"]
+
+    kill_often(scene, Operation("refresh", work, (moving,), wrong))
+
+
+def test_kill_a_copy_into_a_nodes_cache(scene: Scene) -> None:
+    names = [scene.make(f"copy:{number}", number) for number in range(3)]
+    scene.pull(*names)
+    images = [scene.image(name) for name in names]
+    site, scene.store = scene.store, Store(str(scene.root / "cache"))
+    limit = sum(image.size for image in images[:2]) + 10
+
+    def bring(image: Image) -> int:
+        return int(cache.bring(site, scene.store, image, limit).squashfs == image.squashfs)
+
+    for hours, image in ((2, images[0]), (1, images[1])):
+        assert killing.run(lambda image=image: bring(image), scene.root / "log").code == 0
+        last = time.time() - hours * 3600
+        os.utime(scene.store.document_path(image.digest), (last, last))
+
+    def wrong() -> List[str]:
+        return differs(scene.store, [image.digest for image in images[1:]])
+
+    kill_often(scene, Operation("copy", lambda: bring(images[2]), (), wrong))
+
+
+def collected(store: Store) -> Store:
+    """The store, after a gc that removes no image."""
+    for _ in collect(store, Rules(days=1000, layers=1 << 30)):
+        pass
+    return store
+
+
+def differs(store: Store, digests: List[str]) -> List[str]:
+    """What is more or less in the store than these images."""
+    return sorted(set(store.digests()) ^ set(digests))
 
 
 def kill_often(scene: Scene, operation: Operation) -> None:
     """Kill the operation at a fifth of all moments, each time from the same store."""
-    scene.reset()
+    scene.keep_template()
     whole = killing.run(operation.work, scene.root / "log")
     assert whole.code == 0, whole.output
     assert [*operation.wrong(), *killing.left_over(scene.store)] == []
@@ -136,7 +251,7 @@ def choose(source: random.Random, number: int, whole: killing.Ended) -> Moment:
     victim = ("leader", "helper", "leader", "group")[number % 4]
     changes = whole.changes["leader" if victim == "group" else victim]
     by_time = Moment(victim, seconds=source.uniform(0.001, whole.seconds))
-    if victim == "group" and whole.changes["helper"]:
+    if victim == "group":
         return by_time
     if victim == "leader" and whole.changes["helper"] and source.random() < 0.5:
         return by_time
@@ -157,6 +272,7 @@ def kill_once(scene: Scene, operation: Operation, moment: Moment) -> bool:
     assert "Traceback" not in killed.output + again.output, where
     assert again.code == 0, where
     assert [*operation.wrong(), *killing.left_over(scene.store)] == [], where
+    assert list(killing.locks_of_nothing(collected(scene.store))) == [], where
     running = lambda: killing.processes_of(killed.leader, scene.store.root)  # noqa: E731
     assert killing.eventually_none(running) == [], where
     assert killing.eventually_none(lambda: killing.loops(scene.store.root)) == [], where
