@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -15,6 +16,7 @@ from site_tools import REPOSITORY, SETTINGS, TOOLS, Job, Site
 NODES = tuple(f"n{number}" for number in range(1, 9))
 STORE = "/shared/hpcwrap/store"
 OWN_STORE = "/var/lib/hpcwrap-own"
+CACHE = "/var/cache/hpcwrap-own"
 LOG = "/shared/hpcwrap/log/jobs.jsonl"
 LIMITER = REPOSITORY / "tests" / "registry" / "limiter.py"
 FRONT = "registry:5001"
@@ -46,6 +48,8 @@ class Nodes(Site):
         for node in NODES:
             self.need("cluster", "exec", node, "tee", REGISTRIES, stdin=INSECURE)
         self.need("site")
+        self.push_variant("other")
+        self.add_environment("other", f"image: {REGISTRY}/other:latest\n")
         self.add_environment("front", f"image: {FRONT}/busybox-1:latest\n")
 
     def path(self, *names: str) -> Path:
@@ -60,7 +64,7 @@ class Nodes(Site):
 
     def make_cold(self) -> None:
         """Empty the stores of all nodes, forget what was asked and what ran."""
-        directories = [STORE, OWN_STORE, "/var/cache/hpcwrap-own"]
+        directories = [STORE, OWN_STORE, CACHE]
         for node in NODES:
             self.need("cluster", "exec", node, "rm", "-rf", *directories)
         self.need("cluster", "exec", "ctl", "rm", "-f", LOG)
@@ -125,12 +129,51 @@ class Nodes(Site):
         found = {int(pid): int(parent) for pid, parent, words in rows if PROLOG in words}
         return [pid for pid, parent in found.items() if parent not in found]
 
-    def backing_files(self, node: str) -> List[str]:
-        """The files behind the loop devices that a node's containers use."""
-        own = "for f in /sys/block/loop*/loop/backing_file; do cat $f; done 2>/dev/null"
-        return sorted(set(self.root(node, "sh", "-c", own).stdout.split("\n")) - {""})
+    def push_variant(self, name: str) -> None:
+        """Push the small image with another configuration, which is another image to the store."""
+        layout = self.path("shared", name)
+        shutil.copytree(self.need("image", "path", "busybox-1").strip(), layout, dirs_exist_ok=True)
+        index = json.loads((layout / "index.json").read_text())
+        blobs = layout / "blobs" / "sha256"
+        manifest = json.loads((blobs / index["manifests"][0]["digest"][7:]).read_text())
+        config = json.loads((blobs / manifest["config"]["digest"][7:]).read_text())
+        config["config"]["Labels"] = {"name": name}
+        manifest["config"].update(write_blob(blobs, config))
+        index["manifests"][0].update(write_blob(blobs, manifest))
+        (layout / "index.json").write_text(json.dumps(index))
+        argv = ["skopeo", "copy", "--quiet", "--dest-tls-verify=false", f"oci:/shared/{name}"]
+        self.need("cluster", "exec", "ctl", *argv, f"docker://{REGISTRY}/{name}:latest")
+
+    def images(self) -> Dict[str, Dict[str, Any]]:
+        """What the shared store has, by environment."""
+        listed = json.loads(self.root("ctl", "hpcwrap", "images", "--json").stdout)
+        return {name: image for image in listed for name in image["environments"]}
+
+    def digests(self, environment: str) -> List[str]:
+        """The digest of an environment's image, in a list as `copies` has it."""
+        return [self.images()[environment]["digest"][7:]]
+
+    def copies(self, node: str) -> List[str]:
+        """The hex digests of the images in a node's cache."""
+        names = self.root(node, "ls", f"{CACHE}/images").stdout.split()
+        return [name[:-5] for name in names if name.endswith(".sqsh")]
+
+    def spoil(self, store: str, environment: str) -> None:
+        """Overwrite a squashfs by as many zeros."""
+        path = f"{store}/images/{self.digests(environment)[0]}.sqsh"
+        size = self.images()[environment]["size"]
+        self.need("cluster", "exec", "ctl", "truncate", "-s", "0", path)
+        self.need("cluster", "exec", "ctl", "truncate", "-s", str(size), path)
 
     def wait_for_request(self, what: str) -> Asked:
         """The first request with `what` in its path, as soon as it was answered."""
         assert self.eventually(lambda: bool(self.asked(what)), 60)
         return self.asked(what)[0]
+
+
+def write_blob(directory: Path, document: Any) -> Dict[str, Any]:
+    """Write a blob of an OCI layout; its descriptor."""
+    content = json.dumps(document).encode()
+    digits = hashlib.sha256(content).hexdigest()
+    (directory / digits).write_bytes(content)
+    return {"digest": f"sha256:{digits}", "size": len(content)}

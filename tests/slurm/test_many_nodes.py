@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Iterator, List
 
 import pytest
-from node_tools import NODES, OWN_STORE, Nodes
+from node_tools import CACHE, NODES, OWN_STORE, STORE, Nodes
 from site_tools import Job
 
 pytestmark = pytest.mark.slurm
@@ -99,3 +99,47 @@ def test_a_registry_that_refuses_now_and_then(nodes: Nodes) -> None:
     )
     assert 429 in {each.code for each in nodes.asked()}
     assert (ran.code, ran.stdout.count(INSIDE)) == (0, len(NODES))
+
+
+@pytest.fixture(name="cached")
+def make_shared_store(nodes: Nodes) -> Nodes:
+    """Two images of one size in the shared store, and caches of nodes with room for one."""
+    nodes.configure()
+    for name in ("busybox-1", "other"):
+        nodes.need("cluster", "exec", "ctl", "hpcwrap", "pull", "--quiet", name)
+    size = nodes.images()["other"]["size"]
+    nodes.configure(cache=CACHE, cache_size=str(size * 3 // 2))
+    return nodes
+
+
+def test_a_node_reads_its_own_copy(cached: Nodes) -> None:
+    srun = ("srun", "-N8", "--container=busybox-1", "/bin/sh", "-c", "echo $HPCWRAP_CONTAINER")
+    first = cached.alice(*srun)
+    assert first.stdout.count("busybox-1@sha256:") == len(NODES)
+    assert [cached.copies(node) for node in NODES] == [cached.digests("busybox-1")] * len(NODES)
+    cached.spoil(STORE, "busybox-1")
+    second = cached.alice(*srun)
+    assert (second.code, sorted(second.stdout)) == (0, sorted(first.stdout))
+
+
+def test_eight_jobs_of_a_node_make_one_copy(cached: Nodes) -> None:
+    script = "#!/bin/sh\n#SBATCH --container=busybox-1 -w n1 -n1\necho $HPCWRAP_CONTAINER\n"
+    jobs = cached.jobs_at_once(script, 8)
+    assert [job.output[:17] for job in jobs] == ["busybox-1@sha256:"] * 8
+    assert cached.copies("n1") == cached.digests("busybox-1")
+
+
+def test_a_copy_in_use_stays_and_the_longest_unused_goes(cached: Nodes) -> None:
+    on_n1 = ("-w", "n1", "-n1")
+    script = "#!/bin/sh\nwhile [ ! -e go ]; do sleep 0.1; done; ls /bin/sh\n"
+    ran = cached.submit(script, "--container=busybox-1", "--output=user", *on_n1)
+    user = ran.stdout.strip()
+    assert cached.eventually(lambda: "JobState=RUNNING" in cached.job(user))
+    other = ("srun", *on_n1, "--container=other", "/bin/sh", "-c", "echo $HPCWRAP_CONTAINER")
+    assert cached.alice(*other).stdout.startswith("other@sha256:")
+    assert cached.copies("n1") == cached.digests("busybox-1"), "no room beside what is in use"
+    cached.alice("touch", "go")
+    assert cached.eventually(lambda: cached.has_ended(user))
+    assert cached.alice("cat", "user").stdout == "/bin/sh\n"
+    assert cached.alice(*other).stdout.startswith("other@sha256:")
+    assert cached.copies("n1") == cached.digests("other")
