@@ -44,6 +44,7 @@ def read_prolog(environ: Mapping[str, str]) -> Tuple[Job, Request]:
         node=environ.get("SLURMD_NODENAME") or os.uname().nodename,
         partition=environ.get("SLURM_JOB_PARTITION", ""),
         account=environ.get("SLURM_JOB_ACCOUNT", ""),
+        nodes=read_nodes(environ),
     )
     return job, read_request(environ)
 
@@ -51,6 +52,12 @@ def read_prolog(environ: Mapping[str, str]) -> Tuple[Job, Request]:
 def read_job_id(environ: Mapping[str, str]) -> str:
     """Read the job's id, which names its directory: digits only.  Raises SiteError."""
     return _number(environ, "SLURM_JOB_ID")
+
+
+def read_nodes(environ: Mapping[str, str]) -> int:
+    """Read how many nodes the job has; 1 where Slurm does not say."""
+    text = environ.get("SLURM_JOB_NUM_NODES", "")
+    return int(text) if re.fullmatch(r"[0-9]{1,7}", text, re.ASCII) else 1
 
 
 def read_user(environ: Mapping[str, str]) -> User:

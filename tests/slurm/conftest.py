@@ -6,7 +6,7 @@ from typing import Iterator
 import pytest
 from site_tools import Site
 
-STATE = "/var/tmp/hpcwrap-test-cluster"
+STATE = os.environ.get("HPCWRAP_CLUSTER", "/var/tmp/hpcwrap-test-cluster")
 
 
 @pytest.fixture(scope="session")

@@ -50,6 +50,12 @@ def test_only_what_every_release_gives_is_needed() -> None:
     assert request.container is None
 
 
+@pytest.mark.parametrize(("text", "nodes"), [("8", 8), ("", 1), ("x", 1), ("-2", 1)])
+def test_nodes_of_the_job(text: str, nodes: int) -> None:
+    assert slurm.read_prolog(environ(SLURM_JOB_NUM_NODES=text))[0].nodes == nodes
+    assert slurm.read_prolog(ENVIRON)[0].nodes == 1
+
+
 def test_group_is_the_jobs() -> None:
     assert slurm.read_user(environ(SLURM_JOB_GID="12345")).gid == 12345
 
