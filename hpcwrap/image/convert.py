@@ -51,6 +51,9 @@ class Download(Protocol):
     def sizes(self) -> Dict[str, int]:
         """Bytes that are here of each layer, by digest."""
 
+    def notice(self) -> str:
+        """Why nothing comes just now, for a person; "" while something does."""
+
     def unfinished(self) -> List[os.DirEntry[str]]:
         """Files that grow and get the name of a blob when they are whole."""
 
@@ -92,7 +95,7 @@ def fetch(name: str, begin: Callable[[], Download], form: Format, report: Report
         layers.files(),
         OUTPUT,
         form,
-        lambda done: throttled(Progress("convert", "", done, plan.size)),
+        lambda done: throttled(lambda: [Progress("convert", "", done, plan.size)]),
     )
     watch.lap("convert")
     manifest = layers.download.resolved.manifest
@@ -144,14 +147,7 @@ class _Layers:
     def coming(self) -> bool:
         """Do what can be done now; whether the download goes on."""
         ended = self.download.ended()
-        sizes = self.download.sizes()
-        self.throttled(
-            *(
-                Progress("download", blob.digest, sizes.get(blob.digest, 0), blob.size)
-                for blob in self.blobs
-            ),
-            now=ended,
-        )
+        self.throttled(self._downloads, now=ended)
         self._follow()
         self.unpacking()
         return not ended
@@ -179,6 +175,14 @@ class _Layers:
     def files(self) -> List[Any]:
         """The spools' files, lowest layer first."""
         return [self.spools[blob.digest].file for blob in self.blobs]
+
+    def _downloads(self) -> List[Progress]:
+        sizes = self.download.sizes()
+        notice = Progress("notice", self.download.notice(), 0, 0)
+        return [notice] + [
+            Progress("download", blob.digest, sizes.get(blob.digest, 0), blob.size)
+            for blob in self.blobs
+        ]
 
     def _follow(self) -> None:
         """Begin with the blobs that skopeo still writes: it takes a few at a time."""
@@ -228,10 +232,10 @@ class _Throttle:
         self._report = report
         self._next = 0.0
 
-    def __call__(self, *progress: Progress, now: bool = False) -> None:
+    def __call__(self, look: Callable[[], List[Progress]], now: bool = False) -> None:
         if now or time.monotonic() >= self._next:
             self._next = time.monotonic() + REPORT_EVERY
-            for item in progress:
+            for item in look():
                 self._report(item)
 
 

@@ -54,6 +54,7 @@ class Skopeo:
         self._auth = _secret_file(errand.access.auth)
         self._run: Optional[_Run] = None
         self._next = 0.0
+        self._pause = ""
 
     def ended(self) -> bool:
         """Whether skopeo has done it.
@@ -72,6 +73,10 @@ class Skopeo:
             return False
         return True
 
+    def notice(self) -> str:
+        """Why nothing comes just now, for a person; "" while skopeo is at work."""
+        return self._pause if self._run is None else self._run.notice()
+
     def _failed(self, stderr: str) -> None:
         """Plan the next run.  Raises the error where there is to be none."""
         self._run = None
@@ -79,9 +84,12 @@ class Skopeo:
             self._whole, self.failures = self.errand.whole(), 0
         self.failures += 1
         text = failure(stderr)
+        error = translate(self.errand.reference, self.errand.access, text, self.failures)
         if self.failures > self.errand.access.retries or not may_pass(self.errand.reference, text):
-            raise translate(self.errand.reference, self.errand.access, text, self.failures)
-        self._next = time.monotonic() + delay(self.failures)
+            raise error
+        seconds = delay(self.failures)
+        self._next = time.monotonic() + seconds
+        self._pause = f"{error.message.rpartition(': ')[2]}: again in {max(1, round(seconds))} s"
         self.on_retry()
 
 
@@ -114,6 +122,10 @@ class _Run:
         self._errors.seek(0, os.SEEK_END)
         self._errors.write(STALLED.encode())
         return 1
+
+    def notice(self) -> str:
+        """That it waits, while it does because the registry asked it to; else ""."""
+        return "the registry asks us to wait" if self._since > time.monotonic() else ""
 
     def said(self) -> str:
         """What it wrote to its stderr."""

@@ -87,6 +87,10 @@ class Download:
             self._check_all_is_here()
         return ended
 
+    def notice(self) -> str:
+        """Why nothing comes just now, for a person; "" while something does."""
+        return self._skopeo.notice()
+
     def sizes(self) -> Dict[str, int]:
         """Bytes that are here of each layer, by digest.
 

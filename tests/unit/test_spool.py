@@ -85,6 +85,9 @@ class Written(Download):
     def ended(self) -> bool:
         return False
 
+    def notice(self) -> str:
+        return ""
+
 
 @pytest.fixture(name="layers")
 def make_layers(tmp_path: Path) -> _Layers:
