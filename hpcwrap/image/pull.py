@@ -159,8 +159,9 @@ class _Puller:
     def lock(self, name: str) -> ContextManager[bool]:
         return locked(self.store, name, self.seconds, self.say_wait)
 
-    def say_wait(self) -> None:
-        self.on_progress(Progress("wait", self.name, 0, 0))
+    def say_wait(self, node: str) -> None:
+        who = f"{node}, which pulls" if node else "another pull of"
+        self.on_progress(Progress("wait", f"{who} {self.name}", 0, 0))
 
     def has_arrived(self) -> bool:
         """Whether somebody else has asked anew since we began, and our user may have the image."""

@@ -22,6 +22,8 @@ from hpcwrap.image.store import Store
 HIDDEN = ".removing"
 """How the document of an image ends while it is removed (remove.py)."""
 
+MAX_NODE_NAME = 64
+
 FIRST_WAIT = 0.05
 LAST_WAIT = 2.0
 GROWTH = 1.5
@@ -69,11 +71,12 @@ def make_directory(store: Store, directory: str, mode: int) -> None:
 
 @contextmanager
 def locked(
-    store: Store, name: str, seconds: float, on_wait: Optional[Callable[[], None]] = None
+    store: Store, name: str, seconds: float, on_wait: Optional[Callable[[str], None]] = None
 ) -> Iterator[bool]:
     """Hold the lock of that name; yields whether somebody else held it before.
 
-    on_wait is called once when it is not free.  Raises SiteError after `seconds`.
+    on_wait is called once when it is not free, with the name of the node whose it is, "" if that
+    is not known.  Raises SiteError after `seconds`.
     """
     lock = _Lock(store, name)
     try:
@@ -88,7 +91,7 @@ def locked_unless(
     name: str,
     seconds: float,
     arrived: Callable[[], bool],
-    on_wait: Optional[Callable[[], None]] = None,
+    on_wait: Optional[Callable[[str], None]] = None,
 ) -> Iterator[bool]:
     """Hold the lock of that name, unless what its holder makes is there before; yields whether.
 
@@ -262,7 +265,7 @@ class _Lock:
         self._descriptor = self._open()
 
     def wait(
-        self, seconds: float, on_wait: Callable[[], None], arrived: Callable[[], bool]
+        self, seconds: float, on_wait: Callable[[str], None], arrived: Callable[[], bool]
     ) -> bool:
         """Wait for the lock, or for what its holder makes; whether another held it before."""
         deadline = time.monotonic() + seconds
@@ -270,7 +273,7 @@ class _Lock:
         waited = False
         while not self._take():
             if not waited:
-                on_wait()
+                on_wait(self._holder())
             waited = True
             self.store.look_anew()
             if arrived():
@@ -297,10 +300,20 @@ class _Lock:
                 # What its last holder made on another node is to be seen, too.
                 self.store.look_anew()
                 self.held = True
+                self._sign()
                 return True
             os.close(self._descriptor)
             self._descriptor = self._open()
         return False
+
+    def _sign(self) -> None:
+        # For people who wait; a full store must not stop who tidies it up.
+        with suppress(OSError):
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, os.uname().nodename.encode(), 0)
+
+    def _holder(self) -> str:
+        return os.pread(self._descriptor, MAX_NODE_NAME, 0).decode(errors="replace")
 
     def _open(self) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -310,7 +323,7 @@ class _Lock:
             raise _no_permission(self.store, error) from None
 
 
-def _nothing() -> None:
+def _nothing(_: str) -> None:
     """Tell nobody."""
 
 

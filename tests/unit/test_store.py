@@ -183,7 +183,7 @@ def test_one_holder_of_a_lock_at_a_time(store: Store) -> None:
     events: List[str] = []
 
     def second() -> None:
-        with locked(store, "x", 10, lambda: events.append("waits")) as waited:
+        with locked(store, "x", 10, lambda node: events.append(f"waits for {node}")) as waited:
             events.append(f"has it, waited {waited}")
 
     with locked(store, "x", 10) as waited:
@@ -194,7 +194,7 @@ def test_one_holder_of_a_lock_at_a_time(store: Store) -> None:
             time.sleep(0.01)
         events.append("gives it")
     thread.join()
-    assert events == ["waits", "gives it", "has it, waited True"]
+    assert events == [f"waits for {os.uname().nodename}", "gives it", "has it, waited True"]
     with locked(store, "x", 10), pytest.raises(SiteError, match="waited"), locked(store, "x", 0.1):
         pytest.fail("both hold it")
 
