@@ -181,7 +181,8 @@ def _rule(reference: Reference, text: str) -> Optional[Rule]:
 def _denied(reference: Reference, access: Access) -> DeniedError:
     meaning = "the registry does not give it to us without a password"
     hint = "is the name right? log in with podman login or docker login"
-    if access.auth:
+    # The site's passwords may be for other registries.
+    if reference.registry.encode() in access.auth:
         meaning = "the registry does not give it for the password that it was shown"
         hint = "is the name right? is the login still valid?"
     return DeniedError(f"cannot pull the image {reference}: {meaning}", hint)

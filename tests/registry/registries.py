@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import http.client
 import json
 import os
 import socket
@@ -21,7 +22,10 @@ MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
 CONFIG = "application/vnd.oci.image.config.v1+json"
 LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
-PUSH = ("--quiet", "--all", "--preserve-digests", "--dest-tls-verify=false")
+COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")
+"""How gzip and zstd streams begin."""
+PUSH = ("--quiet", "--dest-tls-verify=false")
+ALL = ("--all", "--preserve-digests")
 SETTINGS = """\
 version: 0.1
 log: {{level: info, formatter: json}}
@@ -111,21 +115,40 @@ class Layout:
         index = {"schemaVersion": 2, "manifests": [named]}
         (self.root / "index.json").write_text(json.dumps(index))
 
-    def push(self, entry: Dict[str, Any], reference: str) -> None:
+    def push(self, entry: Dict[str, Any], reference: str, *options: str) -> None:
+        """Push an image as it is, or as options of `skopeo copy` would have it."""
         index = {"schemaVersion": 2, "manifests": [entry]}
         (self.root / "index.json").write_text(json.dumps(index))
         subprocess.run(
-            ["skopeo", "copy", *PUSH, f"oci:{self.root}", f"docker://{reference}"],
+            [
+                "skopeo",
+                "copy",
+                *(options or ALL),
+                *PUSH,
+                f"oci:{self.root}",
+                f"docker://{reference}",
+            ],
             # Else skopeo asks for passwords in /run/containers, which may be root's alone.
             env={**os.environ, "XDG_RUNTIME_DIR": str(self.root)},
             check=True,
         )
 
+    def put(self, entry: Dict[str, Any], reference: str) -> None:
+        """Put a manifest beside blobs that are there, as skopeo would not (distribution-spec)."""
+        host, _, name = reference.partition("/")
+        repository, _, tag = name.rpartition(":")
+        registry = http.client.HTTPConnection(host)
+        body = (self.blobs / entry["digest"][7:]).read_bytes()
+        path = f"/v2/{repository}/manifests/{tag}"
+        registry.request("PUT", path, body, {"Content-Type": entry["mediaType"]})
+        answer = registry.getresponse()
+        assert answer.status == 201, answer.read()
+
     def push_layers(
         self, registry: Registry, name: str, layers: Sequence[bytes], config: Dict[str, Any]
     ) -> Pushed:
         """Push layers (tar streams, or blobs that are compressed already) under a name."""
-        blobs = [x if x.startswith(b"\x1f\x8b") else gzip.compress(x, 1) for x in layers]
+        blobs = [x if x.startswith(COMPRESSED) else gzip.compress(x, 1) for x in layers]
         entry = self.image(blobs, config)
         reference = f"{registry.host}/{name}"
         self.push(entry, reference)

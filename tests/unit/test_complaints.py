@@ -134,7 +134,7 @@ def test_a_refusal_tells_whether_there_was_a_password() -> None:
         "cannot pull the image h.org/a:1: the registry does not give it to us without a password"
         " (is the name right? log in with podman login or docker login)"
     )
-    assert translate(REFERENCE, Access(auth=b"{}"), text).sentence() == (
+    assert translate(REFERENCE, Access(auth=b'{"h.org": {}}'), text).sentence() == (
         "cannot pull the image h.org/a:1: the registry does not give it for the password that it"
         " was shown (is the name right? is the login still valid?)"
     )
