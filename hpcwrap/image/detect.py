@@ -52,7 +52,7 @@ def kind_of(path: str, wanted: str = "") -> str:
             kind = _kind_of_tar(stream, wanted)
     if kind is None:
         raise UserError(
-            "is no image that hpcwrap knows",
+            "is no image that hpcwrap knows, or not a whole one",
             "it takes SIF and squashfs files, tar files of a root file system, "
             "and archives of docker save and of OCI layouts",
         )
@@ -74,14 +74,17 @@ def make_plain(path: str, target: str) -> None:
 def _kind_of_tar(stream: BinaryIO, wanted: str) -> Optional[str]:
     """Read headers until one shows what it is: of a root file system, that is the first."""
     kind = None
+    named = set()
     for name in _names(stream):
         found = MARKERS.get(name)
         if found and (found == wanted or wanted not in MARKERS.values()):
             return found
         if name and not _OF_ARCHIVE.match(name):
             return TAR
-        kind = found or kind or TAR
-    return kind
+        kind = kind or found
+        named.add(bool(name))
+    # An empty root has the one name "./"; an archive that was cut off has no marker.
+    return kind or (TAR if named == {False} else None)
 
 
 def _names(stream: BinaryIO) -> Iterator[bytes]:

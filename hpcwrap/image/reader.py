@@ -320,8 +320,11 @@ def _is_root() -> bool:
 def _send_directory(source: Source, kind: str, data: int) -> None:
     """Send the working directory as a tar stream: the same tree gives the same bytes."""
     argv = [run.need_program("tar", "tar"), "--create", "--file=-", "--sort=name"]
-    argv += ["--numeric-owner", "--format=posix", "--one-file-system", "--sparse"]
-    # tar's own records hold its process id, the time of the last access and parts of a second.
+    argv += ["--numeric-owner", "--format=posix", "--one-file-system"]
+    # Else tar's process id comes into names (0.0 is the sparse format without it), and the times
+    # of the last access and of the inode's change into records (tar.info, "Controlling Extended
+    # Headers").  The parts of a second go: a squashfs keeps none, and each would cost a record.
+    argv += ["--sparse", "--sparse-version=0.0"]
     argv += ["--pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime,delete=mtime"]
     argv += ["--xattrs", "--xattrs-include=user.*"] if kind == TAR else []
     code, errors = _run([*argv, "."], data, run.base_environment())

@@ -55,12 +55,25 @@ def make_kind(tmp_path: Path) -> Any:
         (tar_of("usr/bin/x"), "tar"),
         (tar_of("x" * 300, form=tarfile.PAX_FORMAT), "tar"),
         (tar_of("etc/manifest.json"), "tar"),
+        (tar_of("./"), "tar"),
         (OCI, "oci-archive"),
         (tar_of("./", "./oci-layout", "./index.json"), "oci-archive"),
         (DOCKER, "docker-archive"),
         (BOTH, "docker-archive"),
     ],
-    ids=["squashfs", "sif", "dots", "tar", "pax", "deep", "oci", "oci-dots", "docker", "both"],
+    ids=[
+        "squashfs",
+        "sif",
+        "dots",
+        "tar",
+        "pax",
+        "deep",
+        "empty",
+        "oci",
+        "oci-dots",
+        "docker",
+        "both",
+    ],
 )
 def test_the_content_shows(kind: Any, content: bytes, expected: str) -> None:
     assert kind(content) == expected
@@ -90,6 +103,8 @@ def test_an_archive_of_both_kinds_is_what_the_user_says(kind: Any) -> None:
         bytes(10240),
         gzip.compress(b"text"),
         gzip.compress(ROOT)[:20],
+        DOCKER[:1600],
+        b"",
         lzma.compress(b"text"),
     ],
 )
