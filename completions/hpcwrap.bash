@@ -5,12 +5,19 @@
 #    source ~/.local/share/bash_completion/hpcwrap
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
+_shtab_hpcwrap_image_subparsers=(refresh gc verify export import)
 _shtab_hpcwrap_env_subparsers=(list show)
-_shtab_hpcwrap_subparsers=(run pull images rm env plan config setup timing)
+_shtab_hpcwrap_subparsers=(run pull images image rm env plan config setup timing)
 
 _shtab_hpcwrap_run_option_strings=(-h --help --user --env)
 _shtab_hpcwrap_pull_option_strings=(-h --help --if-missing --quiet -q --json)
 _shtab_hpcwrap_images_option_strings=(-h --help --json)
+_shtab_hpcwrap_image_refresh_option_strings=(-h --help --all --user --quiet -q --json)
+_shtab_hpcwrap_image_gc_option_strings=(-h --help --dry-run -n --node --json)
+_shtab_hpcwrap_image_verify_option_strings=(-h --help --repair --json)
+_shtab_hpcwrap_image_export_option_strings=(-h --help --json)
+_shtab_hpcwrap_image_import_option_strings=(-h --help --quiet -q --json)
+_shtab_hpcwrap_image_option_strings=(-h --help)
 _shtab_hpcwrap_rm_option_strings=(-h --help)
 _shtab_hpcwrap_env_list_option_strings=(-h --help --json)
 _shtab_hpcwrap_env_show_option_strings=(-h --help --json)
@@ -23,11 +30,12 @@ _shtab_hpcwrap_option_strings=(-h --help --version --config)
 
 
 
+_shtab_hpcwrap_image_pos_0_choices=(refresh gc verify export import)
 _shtab_hpcwrap_env_pos_0_choices=(list show)
 _shtab_hpcwrap_plan___scheduler_choices=(slurm local)
 _shtab_hpcwrap_setup_pos_0_choices=(slurm)
 _shtab_hpcwrap_setup___lines_choices=(slurm.conf plugstack.conf job_submit.lua)
-_shtab_hpcwrap_pos_0_choices=(run pull images rm env plan config setup timing)
+_shtab_hpcwrap_pos_0_choices=(run pull images image rm env plan config setup timing)
 
 _shtab_hpcwrap_run_pos_1_nargs=...
 _shtab_hpcwrap_run__h_nargs=0
@@ -41,6 +49,34 @@ _shtab_hpcwrap_pull___json_nargs=0
 _shtab_hpcwrap_images__h_nargs=0
 _shtab_hpcwrap_images___help_nargs=0
 _shtab_hpcwrap_images___json_nargs=0
+_shtab_hpcwrap_image_refresh_pos_0_nargs='*'
+_shtab_hpcwrap_image_refresh__h_nargs=0
+_shtab_hpcwrap_image_refresh___help_nargs=0
+_shtab_hpcwrap_image_refresh___all_nargs=0
+_shtab_hpcwrap_image_refresh___quiet_nargs=0
+_shtab_hpcwrap_image_refresh__q_nargs=0
+_shtab_hpcwrap_image_refresh___json_nargs=0
+_shtab_hpcwrap_image_gc__h_nargs=0
+_shtab_hpcwrap_image_gc___help_nargs=0
+_shtab_hpcwrap_image_gc___dry_run_nargs=0
+_shtab_hpcwrap_image_gc__n_nargs=0
+_shtab_hpcwrap_image_gc___json_nargs=0
+_shtab_hpcwrap_image_verify_pos_0_nargs='*'
+_shtab_hpcwrap_image_verify__h_nargs=0
+_shtab_hpcwrap_image_verify___help_nargs=0
+_shtab_hpcwrap_image_verify___repair_nargs=0
+_shtab_hpcwrap_image_verify___json_nargs=0
+_shtab_hpcwrap_image_export__h_nargs=0
+_shtab_hpcwrap_image_export___help_nargs=0
+_shtab_hpcwrap_image_export___json_nargs=0
+_shtab_hpcwrap_image_import__h_nargs=0
+_shtab_hpcwrap_image_import___help_nargs=0
+_shtab_hpcwrap_image_import___quiet_nargs=0
+_shtab_hpcwrap_image_import__q_nargs=0
+_shtab_hpcwrap_image_import___json_nargs=0
+_shtab_hpcwrap_image_pos_0_nargs=A...
+_shtab_hpcwrap_image__h_nargs=0
+_shtab_hpcwrap_image___help_nargs=0
 _shtab_hpcwrap_rm_pos_0_nargs=+
 _shtab_hpcwrap_rm__h_nargs=0
 _shtab_hpcwrap_rm___help_nargs=0

@@ -22,7 +22,7 @@ VERBS = (
     Verb("run", "run a command in an environment's container, without a scheduler"),
     Verb("pull", "fetch an image and make its squashfs, ready to start"),
     Verb("images", "list the images in the store"),
-    Verb("image", "refresh the images of the store"),
+    Verb("image", "refresh, clean, verify, export or import the images of the store"),
     Verb("rm", "remove an image from the store"),
     Verb("env", "list environments, or show one as it is after inheritance"),
     Verb("plan", "show what the prolog would do for an environment, without doing it"),

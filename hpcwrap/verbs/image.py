@@ -15,7 +15,13 @@ class Action(NamedTuple):
     help: str
 
 
-ACTIONS = (Action("refresh", "refresh", "ask registries again what tags mean, pull what moved"),)
+ACTIONS = (
+    Action("refresh", "refresh", "ask registries again what tags mean, pull what moved"),
+    Action("gc", "gc", "remove what nobody needs: unused images, leftovers, lost leases"),
+    Action("verify", "verify", "read all images and compare them with what was put there"),
+    Action("export", "exporting", "write an image into a file that podman and docker load, too"),
+    Action("import", "importing", "take an image from such a file into the store"),
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -1,29 +1,44 @@
-"""hpcwrap images: what is in the store."""
+"""hpcwrap images: what is in the store, whose it is, and who uses it."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from typing import Dict, List, NamedTuple
+import shutil
+import sys
+from typing import Dict, List, NamedTuple, Tuple
 
 from hpcwrap import log
 from hpcwrap.config import Config, load_config
 from hpcwrap.errors import UserError
-from hpcwrap.human import format_age, format_size
+from hpcwrap.human import format_age, format_size, parse_size
+from hpcwrap.image.cache import last_use
 from hpcwrap.image.digest import hex_digits
+from hpcwrap.image.lease import Lease, holders
+from hpcwrap.image.remove import find_by_digits, loop_device_of
 from hpcwrap.image.source import parse_source
-from hpcwrap.image.store import Image, Store
+from hpcwrap.image.store import Image, Store, parse_key
 from hpcwrap.table import print_table
 
 SHORT = 12
+JOBS_SHOWN = 2
+WIDE = 110
+"""Columns of a terminal from which on there is room for all that is known."""
+
+HEADINGS = ("reference", "digest", "size", "for", "used", "pulled", "environments", "jobs")
+NARROW = ("reference", "digest", "size", "for", "used", "environments", "jobs")
 
 
 class Listed(NamedTuple):
-    """An image under one of its references (empty: under none), and the environments of that."""
+    """An image under one of its references (empty: under none), the environments of that, the
+    jobs that use it, and the loop device of this node that has it, if any.
+    """
 
     reference: str
     image: Image
     environments: List[str]
+    jobs: List[Lease]
+    device: str
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -39,8 +54,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([_document(row) for row in rows], indent=2))
     elif rows:
-        headings = ("reference", "digest", "size", "pulled", "environments")
-        print_table(headings, [_cells(row) for row in rows])
+        headings = _headings()
+        print_table(headings, [[_cells(row)[name] for name in headings] for row in rows])
+        sys.stdout.flush()
+        print(_summary(rows, parse_size(loaded.settings.store_size)), file=sys.stderr)
     else:
         log.say(f"no images in {store.root}; hpcwrap pull NAME fetches one")
     return 0
@@ -51,17 +68,20 @@ def listed(store: Store, loaded: Config) -> List[Listed]:
     images, problems = store.images()
     links, more = store.links()
     for problem in problems + more:
-        log.warn(problem)
-    users = environments_by_reference(loaded)
+        log.warn(f"{problem}; see hpcwrap image verify")
+    environments = environments_by_reference(loaded)
     rows = []
     for image in images:
         names = sorted(link.reference for link in links if link.digest == image.digest)
-        rows += [Listed(name, image, users.get(name, [])) for name in names or [""]]
+        jobs, device = holders(store, image.digest), loop_device_of(image.squashfs) or ""
+        rows += [
+            Listed(name, image, environments.get(name, []), jobs, device) for name in names or [""]
+        ]
     return rows
 
 
 def environments_by_reference(loaded: Config) -> Dict[str, List[str]]:
-    """Canonical reference → names of the environments that have it as their image."""
+    """Canonical text of a source → names of the environments that have it as their image."""
     users: Dict[str, List[str]] = {}
     for name, environment in sorted(loaded.environments.items()):
         try:
@@ -72,14 +92,64 @@ def environments_by_reference(loaded: Config) -> Dict[str, List[str]]:
     return users
 
 
-def _cells(row: Listed) -> List[str]:
-    return [
-        row.reference or "-",
-        hex_digits(row.image.digest)[:SHORT],
-        format_size(row.image.size),
-        format_age(row.image.pulled),
-        ", ".join(row.environments) or "-",
-    ]
+def digest_of_name(loaded: Config, store: Store, name: str) -> str:
+    """The digest of the image that an environment, a reference, a digest or its digits name.
+
+    Raises UserError when there is none.
+    """
+    environment = loaded.environments.get(name)
+    digits = None if environment else find_by_digits(store, name)
+    if digits is not None:
+        return digits
+    key, digest = parse_key(environment.image if environment else name)
+    link = store.find_link(key)
+    found = link.digest if link else digest
+    if found is None:
+        raise UserError(f"cannot find the image {name} in the store", "hpcwrap images lists them")
+    return found
+
+
+def _headings() -> Tuple[str, ...]:
+    narrow = sys.stdout.isatty() and shutil.get_terminal_size().columns < WIDE
+    return NARROW if narrow else HEADINGS
+
+
+def _cells(row: Listed) -> Dict[str, str]:
+    image = row.image
+    return {
+        "reference": row.reference or "-",
+        "digest": hex_digits(image.digest)[:SHORT],
+        "size": format_size(image.size),
+        "for": ", ".join(_account(uid) for uid in image.uids) or "all",
+        "used": format_age(last_use(image)),
+        "pulled": format_age(image.pulled),
+        "environments": ", ".join(row.environments) or "-",
+        "jobs": _jobs(row),
+    }
+
+
+def _jobs(row: Listed) -> str:
+    names = [f"{one.job} on {one.node}" for one in row.jobs]
+    if not names:
+        return row.device or "-"
+    more = [f"{len(names) - JOBS_SHOWN} more"] if len(names) > JOBS_SHOWN else []
+    return ", ".join(names[:JOBS_SHOWN] + more)
+
+
+def _account(uid: int) -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _summary(rows: List[Listed], bound: int) -> str:
+    sizes = {row.image.digest: row.image.size for row in rows}
+    images = "1 image" if len(sizes) == 1 else f"{len(sizes)} images"
+    of = f" of {format_size(bound)}" if bound else ""
+    return f"{images}, {format_size(sum(sizes.values()))}{of}"
 
 
 def _document(row: Listed) -> Dict[str, object]:
@@ -88,7 +158,12 @@ def _document(row: Listed) -> Dict[str, object]:
         "reference": row.reference or None,
         "digest": image.digest,
         "size": image.size,
+        "uids": list(image.uids),
+        "used": last_use(image),
         "pulled": image.pulled,
         "squashfs": image.squashfs,
+        "checksum": image.checksum,
         "environments": row.environments,
+        "jobs": [one._asdict() for one in row.jobs],
+        "loop_device": row.device or None,
     }

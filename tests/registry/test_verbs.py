@@ -26,9 +26,10 @@ def test_from_pull_to_rm(push: Any, cli: Any) -> None:
     again = cli("pull", "tool")
     assert again.stdout.startswith(f"{pushed.reference} is in the store: {pushed.digest[7:19]}")
     table = cli("images").stdout.splitlines()
-    assert table[0].split() == ["REFERENCE", "DIGEST", "SIZE", "PULLED", "ENVIRONMENTS"]
+    headings = ["REFERENCE", "DIGEST", "SIZE", "FOR", "USED", "PULLED", "ENVIRONMENTS", "JOBS"]
+    assert table[0].split() == headings
     assert table[1].split()[:2] == [pushed.reference, pushed.digest[7:19]]
-    assert table[1].split()[-1] == "tool"
+    assert table[1].split()[-2:] == ["tool", "-"]
     removed = cli("rm", "tool")
     assert removed.stdout == f"removed {pushed.digest} ({pushed.reference})\n"
     assert cli("images").stdout == ""
@@ -63,7 +64,7 @@ def test_if_missing_does_not_ask_the_registry(push: Any, cli: Any, registry: Any
 def test_damage_is_a_warning_for_images(push: Any, cli: Any) -> None:
     pushed = push("warning:1", [LAYER])
     cli("pull", pushed.reference)
-    Path(cli.store, "images", "0" * 64 + ".sqsh").touch()
+    Path(cli.store, "images", "0" * 64 + ".json").touch()
     Path(cli.store, "refs", "rubbish").write_text("{")
     result = cli("images")
     assert result.returncode == 0
@@ -77,7 +78,7 @@ def test_damage_is_a_warning_for_images(push: Any, cli: Any) -> None:
         ("{host}/No:1", 2, "repositories are lower-case"),
         ("{host}/nothing:1", 2, "the registry does not have it"),
         ("127.0.0.1:1/a:1", 3, "the registry cannot be reached"),
-        ("oci:/some/where", 2, "is not supported"),
+        ("oci:/some/where", 2, "No such file or directory"),
     ],
 )
 def test_failures_are_one_sentence(

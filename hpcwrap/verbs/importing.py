@@ -1,0 +1,73 @@
+"""hpcwrap image import: take an image from an archive into the store, under its own name."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from contextlib import suppress
+
+from hpcwrap.config import load_config
+from hpcwrap.image.digest import hex_digits
+from hpcwrap.image.exchange import name_in
+from hpcwrap.image.publish import change_document, publish_link
+from hpcwrap.image.pull import Pulled, options_from, pull
+from hpcwrap.image.source import parse_source
+from hpcwrap.image.store import Image, Store, file_name, parse_key
+from hpcwrap.image.workspace import locked
+from hpcwrap.verbs import setup_slurm
+from hpcwrap.verbs.pull import document, reference_of, tell
+from hpcwrap.verbs.pullview import view
+
+LOCK_SECONDS = 10.0
+
+EPILOG = """\
+Nothing of the file is mounted: its layers are converted like a registry's.  Everyone may use the
+image.  Jobs find it by its name, also where the site reaches no registry (`pull: never`).
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this action."""
+    parser.epilog = EPILOG
+    parser.add_argument("file", metavar="FILE", help="an OCI archive, as `image export` makes")
+    parser.add_argument(
+        "name",
+        nargs="?",
+        metavar="NAME",
+        help="an environment or a reference to keep it as; default: the name in the file",
+    )
+    parser.add_argument("--quiet", "-q", action="store_true", help="print errors only")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Convert the archive's image and name it."""
+    loaded = load_config(arguments.config)
+    store = Store(loaded.settings.store)
+    path = os.path.abspath(arguments.file)
+    text = reference_of(loaded, arguments.name) if arguments.name else name_in(path)
+    name = parse_key(text)[0]
+    source = f"oci-archive:{path}"
+    with view(quiet=arguments.quiet or arguments.json) as report:
+        pulled = pull(source, store, options_from(loaded.settings), report)
+    done = Pulled(rename(store, source, name, pulled), pulled.new, pulled.milliseconds)
+    setup_slurm.renew_table(arguments.config)
+    if arguments.json:
+        print(json.dumps(document(done), indent=2))
+    elif not arguments.quiet:
+        tell(done)
+    return 0
+
+
+def rename(store: Store, source: str, name: str, pulled: Pulled) -> Image:
+    """Give an image that came from a file its own name; the image under it."""
+    digest, own = pulled.image.digest, str(parse_source(source))
+    locks = [f"ref-{file_name(name)}", f"image-{hex_digits(digest)}"]
+    with locked(store, locks[0], LOCK_SECONDS), locked(store, locks[1], LOCK_SECONDS):
+        if pulled.new:
+            change_document(store, digest, {"reference": name})
+        publish_link(store, name, digest)
+    with suppress(FileNotFoundError):
+        os.unlink(store.ref_path(own))
+    return store.read_image(digest, name)

@@ -1,0 +1,248 @@
+"""hpcwrap image …: gc, verify, export and import, as an administrator or a timer runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tarfile
+import time
+from pathlib import Path
+from typing import Any, Iterator, List
+
+import pytest
+from registries import Cli
+from tars import Member, make_layer
+
+from hpcwrap.image import lease
+from hpcwrap.image.store import Store
+
+pytestmark = pytest.mark.registry
+
+TOOL = Member("bin/tool", content=b"x" * 9000, mode=0o755)
+LAYER = make_layer([Member("bin", "dir", mode=0o755), TOOL])
+CONFIG = {"Env": ["PATH=/bin", "A=b c"], "Cmd": ["/bin/tool"], "Labels": {"k": "v"}}
+DAY = 86400
+
+
+@pytest.fixture
+def store(cli: Cli) -> Store:
+    return Store(cli.store)
+
+
+def age(store: Store, digest: str, days: float) -> None:
+    """Make an image as if it was pulled and used so long ago."""
+    path = Path(store.document_path(digest))
+    then = time.time() - days * DAY
+    document = {**json.loads(path.read_text()), "pulled": then}
+    path.chmod(0o600)
+    path.write_text(json.dumps(document))
+    os.utime(path, (then, then))
+
+
+def test_gc_removes_what_nobody_needs(push: Any, cli: Cli, store: Store) -> None:
+    images = {
+        name: push(f"gc/{name}:1", [make_layer([Member(name)])]) for name in ("old", "env", "new")
+    }
+    (cli.environments / "tool.yaml").write_text(f"image: {images['env'].reference}\n")
+    for pushed in images.values():
+        assert cli("pull", "--quiet", pushed.reference).returncode == 0
+    for name in ("old", "env"):
+        age(store, images[name].digest, 40)
+    looked = cli("image", "gc", "--dry-run")
+    name = f"{images['old'].reference} ({images['old'].digest[7:19]})"
+    assert looked.stdout.startswith(f"would remove image {name}, ")
+    assert "would free" in looked.stdout
+    assert len(store.images()[0]) == 3
+    done = json.loads(cli("image", "gc", "--json").stdout)
+    assert [item["name"] for item in done if item["kind"] == "image"] == [name]
+    assert {image.digest for image in store.images()[0]} == {
+        images["env"].digest,
+        images["new"].digest,
+    }
+    assert cli("image", "gc").stdout == f"nothing to remove in {cli.store}\n"
+
+
+def test_gc_keeps_the_store_to_its_size(push: Any, cli: Cli, store: Store) -> None:
+    pushed = [push(f"size/{name}:1", [make_layer([Member(name)])]) for name in "abc"]
+    for number, one in enumerate(pushed):
+        cli("pull", "--quiet", one.reference)
+        age(store, one.digest, 3 - number)
+    lease.hold(store, pushed[0].digest, "n7", "42")
+    size = store.images()[0][0].size
+    with open(cli.settings, "a") as file:
+        file.write(f"store_size: {2 * size + size // 2}\n")
+    assert f"removed image {pushed[1].reference}" in cli("image", "gc").stdout
+    kept = {image.digest for image in store.images()[0]}
+    assert kept == {pushed[0].digest, pushed[2].digest}
+    listed = json.loads(cli("images", "--json").stdout)
+    assert [(job["node"], job["job"]) for row in listed for job in row["jobs"]] == [("n7", "42")]
+
+
+def test_rm_says_which_job_uses_an_image(push: Any, cli: Cli, store: Store) -> None:
+    pushed = push("held:1", [LAYER])
+    cli("pull", "--quiet", pushed.reference)
+    lease.hold(store, pushed.digest, "n7", "42")
+    refused = cli("rm", pushed.reference)
+    assert refused.returncode == 2
+    assert "job 42 on n7 uses it" in refused.stderr
+    lease.drop(store, pushed.digest, "n7", "42")
+    assert cli("rm", pushed.reference).returncode == 0
+
+
+def test_verify_finds_and_repairs(push: Any, cli: Cli, store: Store) -> None:
+    pushed = push("verify:1", [LAYER])
+    cli("pull", "--quiet", pushed.reference)
+    assert cli("image", "verify").stdout == "1 image and 1 reference are well\n"
+    squashfs = Path(store.squashfs_path(pushed.digest))
+    whole = squashfs.read_bytes()
+    squashfs.chmod(0o600)
+    with squashfs.open("r+b") as file:
+        file.seek(200)
+        file.write(b"damage")
+    found = cli("image", "verify", pushed.reference)
+    assert found.returncode == 3
+    assert "is not what was written there" in found.stdout
+    repaired = cli("image", "verify", "--repair", "--json")
+    assert repaired.returncode == 0, repaired.stderr
+    (image, reference) = json.loads(repaired.stdout)
+    assert image["repair"].startswith("pulled again from ")
+    assert reference["problem"] == ""
+    assert squashfs.read_bytes() == whole
+    assert cli("image", "verify").stdout == "1 image and 1 reference are well\n"
+    assert [row["reference"] for row in json.loads(cli("images", "--json").stdout)] == [
+        pushed.reference
+    ]
+
+
+@pytest.fixture
+def exported(push: Any, cli: Cli, root: str) -> Any:
+    """A pushed image, and the file into which it was exported."""
+    pushed = push("export/a:1", [LAYER], **CONFIG)
+    cli("pull", "--quiet", pushed.reference)
+    path = f"{root}/a.tar"
+    done = cli("image", "export", pushed.reference, path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{pushed.reference} ({pushed.digest[7:19]}) is in {path}: ")
+    return pushed, path
+
+
+def test_export_is_an_image_for_skopeo(exported: Any) -> None:
+    pushed, path = exported
+    manifest = json.loads(skopeo("inspect", "--raw", f"oci-archive:{path}"))
+    assert manifest["annotations"]["org.opencontainers.image.base.digest"] == pushed.digest
+    config = json.loads(skopeo("inspect", "--config", f"oci-archive:{path}"))
+    assert config["config"] == CONFIG
+    assert skopeo("inspect", "--raw", f"docker-archive:{path}")
+
+
+def test_what_is_exported_is_what_was_pushed(exported: Any, root: str) -> None:
+    _, path = exported
+    subprocess.run(
+        ["skopeo", "copy", "--quiet", f"oci-archive:{path}", f"dir:{root}/dir"], check=True
+    )
+    (layer,) = json.loads(Path(root, "dir", "manifest.json").read_text())["layers"]
+    blob = Path(root, "dir", layer["digest"][7:]).read_bytes()
+    plain = subprocess.run(["zstd", "-dc"], input=blob, capture_output=True, check=True).stdout
+    Path(root, "layer.tar").write_bytes(plain)
+    with tarfile.open(f"{root}/layer.tar") as tar:
+        file = tar.extractfile("./bin/tool")
+        assert file is not None
+        assert file.read() == b"x" * 9000
+        assert tar.getnames()[0] == "."
+
+
+@pytest.fixture
+def podman(root: str) -> Iterator[Any]:
+    """podman with a storage of its own, which needs no overlay and no other container's."""
+    words = ["podman", "--root", f"{root}/podman", "--runroot", f"{root}/podman-run"]
+    words += ["--storage-driver", "vfs", "--cgroup-manager", "cgroupfs"]
+
+    def command(*more: str) -> str:
+        done = subprocess.run([*words, *more], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    yield command
+    subprocess.run([*words, "system", "reset", "--force"], capture_output=True, check=False)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="podman's storage is root's here")
+def test_podman_loads_what_is_exported(exported: Any, podman: Any) -> None:
+    pushed, path = exported
+    assert pushed.reference in podman("load", "--quiet", "--input", path)
+    (inspected,) = json.loads(podman("image", "inspect", pushed.reference))
+    assert inspected["Config"]["Env"] == CONFIG["Env"]
+    mounted = podman("image", "mount", pushed.reference).strip()
+    assert Path(mounted, "bin", "tool").read_bytes() == b"x" * 9000
+    podman("image", "unmount", pushed.reference)
+
+
+def test_import_keeps_the_name(exported: Any, root: str) -> None:
+    pushed, path = exported
+    Path(root, "other").mkdir()
+    other = Cli(f"{root}/other")
+    done = other("image", "import", path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{pushed.reference} is ready after ")
+    (row,) = json.loads(other("images", "--json").stdout)
+    assert (row["reference"], row["uids"]) == (pushed.reference, [])
+    found = Store(other.store).find(pushed.reference)
+    assert found is not None
+    assert found.config.env == tuple(CONFIG["Env"])
+    named = other("image", "import", path, "h:1/b:2")
+    assert named.stdout.startswith("h:1/b:2 is in the store")
+    assert len(json.loads(other("images", "--json").stdout)) == 2
+
+
+def test_a_round_trip_changes_no_byte_of_the_squashfs(exported: Any, root: str, cli: Cli) -> None:
+    pushed, path = exported
+    Path(root, "other").mkdir()
+    other = Cli(f"{root}/other")
+    assert other("image", "import", "--quiet", path).returncode == 0
+    listed = [trees(Store(cli.store), pushed), trees(Store(other.store), pushed)]
+    assert listed[0] == listed[1]
+
+
+def trees(store: Store, pushed: Any) -> List[str]:
+    """Modes, owners, sizes, times and names of all in an image."""
+    image = store.find(pushed.reference)
+    assert image is not None
+    done = subprocess.run(
+        ["unsquashfs", "-lln", image.squashfs], capture_output=True, text=True, check=True
+    )
+    return done.stdout.splitlines()
+
+
+def test_files_that_cannot_be_exchanged(cli: Cli, push: Any, root: str) -> None:
+    pushed = push("export/b:1", [LAYER])
+    cli("pull", "--quiet", pushed.reference)
+    Path(root, "there").write_text("mine")
+    refused = cli("image", "export", pushed.reference, f"{root}/there")
+    assert (refused.returncode, Path(root, "there").read_text()) == (2, "mine")
+    assert "File exists" in refused.stderr
+    for name in ("there", "nowhere"):
+        refused = cli("image", "import", f"{root}/{name}")
+        assert refused.returncode == 2
+        assert refused.stderr.count("\n") == 1
+    assert cli("image", "export", "no/such:1", f"{root}/new").returncode == 2
+    assert not Path(root, "new").exists()
+
+
+def test_a_damaged_image_is_not_exported(cli: Cli, push: Any, store: Store, root: str) -> None:
+    pushed = push("export/c:1", [LAYER])
+    cli("pull", "--quiet", pushed.reference)
+    squashfs = Path(store.squashfs_path(pushed.digest))
+    squashfs.chmod(0o600)
+    os.truncate(squashfs, 50)
+    refused = cli("image", "export", pushed.reference, f"{root}/new")
+    assert refused.returncode == 3
+    assert "cannot export" in refused.stderr
+    assert not Path(root, "new").exists()
+    assert not os.path.exists(store.leases_directory) or os.listdir(store.leases_directory) == []
+
+
+def skopeo(*words: str) -> str:
+    done = subprocess.run(["skopeo", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
