@@ -149,11 +149,12 @@ class Picture:
     def _words(self, progress: Progress) -> str:
         if progress.stage in ("wait", "resolve"):
             return sentence(progress, {})
-        if progress.stage == "index":
+        coming = "download" in self.bars and not self.bars["download"].whole
+        if progress.stage == "index" and not coming:
             return f"reading headers: {progress.done:,}"
-        # mksquashfs goes on for a while after the last byte went in.
+        # mksquashfs goes on for a while after the last byte went in, and then comes the disk.
         done = progress.stage == "convert" and progress.done >= progress.total
-        return "writing the end of the squashfs" if done else ""
+        return "writing the end" if done else ""
 
 
 def _bar(bar: Bar, width: int, marks: str) -> Text:
@@ -166,7 +167,7 @@ def show(sentence: str, details: str) -> None:
     """What came of it, on the terminal at stdout."""
     console = Console(highlight=False, soft_wrap=True)
     mark = "✓ " if console.encoding.startswith("utf") else ""
-    console.print(Text(mark, style="green").append(Text(sentence, style="bold")))
+    console.print(Text.assemble((mark, "green"), (sentence, "bold")))
     console.print(Text(f"  {details}", style="dim"))
 
 

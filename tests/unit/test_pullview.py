@@ -88,7 +88,7 @@ def test_what_is_whole_is_folded() -> None:
     assert drawn(picture_after(STEPS), 51) == [
         "download       ##################           120 MB",
         "squashfs       ##################           9.0 MB",
-        "writing the end of the squashfs",
+        "writing the end",
     ]
 
 
