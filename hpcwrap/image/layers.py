@@ -41,19 +41,12 @@ def offer(cache: str, blobs: Iterable[Blob], directory: str) -> List[Blob]:
     Each is read and compared with its digest: skopeo takes what lies there as it is.  What is
     not what its name says is dropped from the cache.
     """
-    found = []
-    for blob in blobs:
-        cached, linked = (os.path.join(at, hex_digits(blob.digest)) for at in (cache, directory))
-        try:
-            os.link(cached, linked, follow_symlinks=False)
-        except OSError:
-            continue
-        if _is_whole(linked, blob):
-            os.utime(linked)
-            found.append(blob)
-        else:
-            _drop(cached, linked)
-    return found
+    from concurrent.futures import ThreadPoolExecutor
+
+    # OpenSSL hashes without Python's lock: as many blobs at a time as there are CPUs.
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        offered = threads.map(lambda blob: (blob, _offer(cache, blob, directory)), blobs)
+        return [blob for blob, there in offered if there]
 
 
 def keep(cache: str, blobs: Iterable[Blob], directory: str) -> None:
@@ -72,6 +65,19 @@ def trim(cache: str, limit: int) -> None:
         total += size
         if total > limit:
             _drop(path)
+
+
+def _offer(cache: str, blob: Blob, directory: str) -> bool:
+    cached, linked = (os.path.join(at, hex_digits(blob.digest)) for at in (cache, directory))
+    try:
+        os.link(cached, linked, follow_symlinks=False)
+    except OSError:
+        return False
+    if _is_whole(linked, blob):
+        os.utime(linked)
+        return True
+    _drop(cached, linked)
+    return False
 
 
 def _contents(cache: str) -> Iterable[Tuple[float, int, str]]:

@@ -154,7 +154,7 @@ class Download:
 
     def _offer(self) -> List[Blob]:
         cache, manifest = self.access.cache, self.resolved.manifest
-        return offer(cache, [manifest.config, *manifest.layers], self._blobs) if cache else []
+        return offer(cache, {manifest.config, *manifest.layers}, self._blobs) if cache else []
 
     def _keep(self) -> None:
         """Have the cache keep what has become whole, for the next pull if this one is killed."""

@@ -1,0 +1,122 @@
+"""The layer cache with a real registry: what is asked for once, and what never stays."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any, Iterator, List
+
+import pytest
+from fault_proxy import FaultProxy, stall
+from fetching import auth_for, fetch, names_below
+from registries import Cli, Registry
+from tars import Member, make_layer
+
+from hpcwrap.image.access import Access
+from hpcwrap.image.layers import prepare_cache
+from hpcwrap.image.pull import PullOptions, pull
+from hpcwrap.image.reference import parse_reference
+from hpcwrap.image.store import Store
+from hpcwrap.image.transport import Download, resolve
+
+pytestmark = pytest.mark.registry
+
+BASE, FIRST, SECOND = (
+    make_layer([Member(name, content=os.urandom(50_000))]) for name in ("base", "first", "second")
+)
+
+
+@pytest.fixture(name="access")
+def make_access(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Access:
+    monkeypatch.chdir(tmp_path)
+    prepare_cache(str(tmp_path / "blobs"), None)
+    return Access(cache=str(tmp_path / "blobs"), cache_limit=10_000_000)
+
+
+@pytest.fixture(name="proxy")
+def make_proxy(registry: Registry) -> Iterator[FaultProxy]:
+    proxy = FaultProxy(registry.port)
+    yield proxy
+    proxy.stop()
+
+
+def kept(access: Access) -> List[str]:
+    return [f"sha256:{name}" for name in names_below(Path(access.cache))]
+
+
+def test_a_second_tag_downloads_what_is_new(push: Any, registry: Registry, access: Access) -> None:
+    one = push("shared/one:1", [BASE, FIRST])
+    two = push("shared/two:1", [BASE, SECOND])
+    fetch(one.reference, access, "one")
+    assert set(one.layers) < set(kept(access))
+    before = registry.downloads(two.layers[0])
+    fetch(two.reference, access, "two")
+    assert registry.downloads(two.layers[0]) == before == 1
+    assert registry.downloads(two.layers[1]) == 1
+    assert {*one.layers, *two.layers} < set(kept(access))
+
+
+def test_a_blob_that_was_damaged_is_downloaded_again(
+    push: Any, registry: Registry, access: Access
+) -> None:
+    pushed = push("damaged:1", [BASE, SECOND])
+    fetch(pushed.reference, access, "one")
+    path = Path(access.cache, pushed.layers[0][7:])
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + b"x")
+    before = registry.downloads(pushed.layers[0])
+    fetch(pushed.reference, access, "two")
+    assert registry.downloads(pushed.layers[0]) == before + 1
+    assert path.read_bytes() == content
+
+
+def test_nothing_of_a_private_image_stays(push: Any, access: Access, registry: Registry) -> None:
+    public = push("private/base:1", [BASE])
+    fetch(public.reference, access, "public")
+    before = kept(access)
+    pushed = push("private/secret:1", [BASE, FIRST])
+    downloads = registry.downloads(pushed.layers[0])
+    auth = auth_for(registry.host, "ann", "x")
+    fetch(pushed.reference, access._replace(auth=auth, private=True), "private")
+    assert kept(access) == before
+    assert registry.downloads(pushed.layers[0]) == downloads
+
+
+def test_what_is_whole_is_kept_while_the_rest_comes(
+    push: Any, proxy: FaultProxy, access: Access
+) -> None:
+    pushed = push("half:1", [BASE, FIRST, SECOND])
+    proxy.fault(f"GET .*{pushed.layers[1]}", stall(100))
+    reference = parse_reference(f"{proxy.host}/half:1")
+    download = Download(reference, resolve(reference, access), "download", access)
+    while len(kept(access)) < 2:
+        assert not download.ended()
+        time.sleep(0.005)
+    assert pushed.layers[1] not in kept(access)
+    assert set(kept(access)) <= {pushed.layers[0], pushed.layers[2]}
+    download._skopeo._run._child.kill()
+
+
+def test_the_cache_keeps_its_size(push: Any, access: Access) -> None:
+    pushed = push("small:1", [BASE, FIRST, SECOND])
+    fetch(pushed.reference, access._replace(cache_limit=120_000))
+    sizes = [os.path.getsize(os.path.join(access.cache, name[7:])) for name in kept(access)]
+    assert 50_000 < sum(sizes) <= 120_000
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has an image user")
+def test_pulls_share_layers_as_the_image_user(
+    push: Any, registry: Registry, root: str, cli: Cli
+) -> None:
+    store = Store(root + "/store")
+    options = PullOptions(access=Access(cache_limit=10_000_000))
+    one, two = (push(f"pulls/{n}:1", [BASE, each]) for n, each in enumerate((FIRST, SECOND)))
+    before = registry.downloads(one.layers[0])
+    images = [pull(each.reference, store, options).image for each in (one, two)]
+    assert registry.downloads(one.layers[0]) == before + 1
+    assert images[0].digest != images[1].digest
+    names = os.listdir(store.blobs_directory)
+    assert {*one.layers, *two.layers} < {f"sha256:{name}" for name in names}
+    for name in names:
+        assert os.stat(os.path.join(store.blobs_directory, name)).st_uid == 65534
