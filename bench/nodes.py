@@ -51,6 +51,7 @@ class Seen(NamedTuple):
 
     start: float
     image: float
+    apart: float
     manifests: int
     blobs: int
     megabytes: float
@@ -67,6 +68,7 @@ def measure(rounds: Optional[int]) -> Result:
     for name, every in seen.items():
         rows.append(Row(f"{name}: all run", "s", tuple(x.start for x in every)))
         rows.append(Row(f"{name}: image there", "s", tuple(x.image for x in every)))
+        rows.append(Row(f"{name}: nodes apart", "s", tuple(x.apart for x in every)))
         asked = tuple(float(x.manifests + x.blobs) for x in every)
         rows.append(Row(f"{name}: asked for", "requests", asked))
         rows.append(Row(f"{name}: given out", "MB", tuple(x.megabytes for x in every)))
@@ -76,6 +78,7 @@ def measure(rounds: Optional[int]) -> Result:
         notes=(
             "all run: from the first prolog to the start of the last rank",
             "image there: the longest that a node pulled, copied or waited for its image",
+            "nodes apart: from the first node that had its image to the last",
             "asked for: GETs of manifests and blobs that the registry answered",
         ),
         baselines={row.what: row.what for row in rows},
@@ -108,10 +111,12 @@ def start(way: Way) -> Seen:
     records = job_records()
     asked = [REQUEST.search(line) for line in registry_log()[before:]]
     answered = [found for found in asked if found]
+    there = [float(record["started"]) - prolog_seconds(record) for record in records]
     kinds = [found[1] for found in answered]
     return Seen(
         start=max(ranks) - min(began(record) for record in records),
         image=max(image_seconds(record) for record in records),
+        apart=max(there) - min(there),
         manifests=kinds.count("manifests"),
         blobs=kinds.count("blobs"),
         megabytes=sum(int(found[2]) for found in answered) / 1e6,
@@ -140,7 +145,12 @@ def job_records() -> List[Dict[str, Any]]:
 
 def began(record: Dict[str, Any]) -> float:
     """When a prolog began, an epoch in s: without the start of its Python, some 0.03 s."""
-    return float(record["started"]) - record["milliseconds"]["prolog"] / 1e3 - image_seconds(record)
+    return float(record["started"]) - prolog_seconds(record) - image_seconds(record)
+
+
+def prolog_seconds(record: Dict[str, Any]) -> float:
+    """How long the prolog took once the image was there."""
+    return float(record["milliseconds"]["prolog"]) / 1e3
 
 
 def image_seconds(record: Dict[str, Any]) -> float:

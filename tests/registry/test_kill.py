@@ -18,10 +18,8 @@ from killing import Moment, Work, command
 from registries import Registry
 from tars import Member, make_layer
 
-from hpcwrap.config import load_config
-from hpcwrap.image import cache, lease, refresh
+from hpcwrap.image import cache, lease
 from hpcwrap.image.collect import Rules, collect
-from hpcwrap.image.pull import options_from
 from hpcwrap.image.store import Image, Store
 
 pytestmark = [
@@ -48,14 +46,16 @@ class Scene:
         self.store = Store(str(root / "store"))
         self.template = root / "template"
         self.shapes: Dict[str, str] = {}
-        self.settings = self.write_settings("site", SETTINGS.format(store=self.store.root))
+        self.settings = str(root / "site" / "hpcwrap.yaml")
+        (root / "site" / "environments.d").mkdir(parents=True)
+        self.use_settings()
 
-    def write_settings(self, name: str, text: str) -> str:
-        """Settings in a directory of their own, without environments; their file."""
-        path = self.root / name / "hpcwrap.yaml"
-        (path.parent / "environments.d").mkdir(parents=True)
-        path.write_text(text)
-        return str(path)
+    def use_settings(self, more: str = "", **environments: str) -> None:
+        """Write the site's settings, and environments with their images."""
+        path = Path(self.settings)
+        path.write_text(SETTINGS.format(store=self.store.root) + more)
+        for name, image in environments.items():
+            (path.parent / "environments.d" / f"{name}.yaml").write_text(f"image: {image}\n")
 
     def make(self, name: str, number: int) -> str:
         """Push an image of its own content, note what its squashfs is to be; its reference."""
@@ -162,16 +162,12 @@ def test_kill_a_gc(scene: Scene) -> None:
     digests = [scene.image(name).digest for name in names]
     lease.hold(scene.store, digests[1], "n1", "7")
     litter(scene.store)
-    rules = Rules(needed=frozenset(names[:1]), days=0, layers=2 * LAYERS * LAYER, node="n2")
-
-    def work() -> int:
-        list(collect(scene.store, rules))
-        return 0
+    scene.use_settings("gc_days: 0\nlayer_cache: 2m\n", kept=names[0])
 
     def wrong() -> List[str]:
         return differs(scene.store, digests[:2])
 
-    kill_often(scene, Operation("gc", work, (names[0], names[1]), wrong))
+    kill_often(scene, Operation("gc", scene.hpcwrap("image", "gc"), (names[0], names[1]), wrong))
 
 
 def litter(store: Store) -> None:
@@ -189,13 +185,10 @@ def test_kill_a_refresh(scene: Scene) -> None:
     scene.make("moving:1", 2)
     (new,) = set(scene.shapes) - set(scene.store.digests())
 
-    def work() -> int:
-        refresh.refresh(scene.store, moving, options_from(load_config(scene.settings).settings))
-        return 0
-
     def wrong() -> List[str]:
         return [] if scene.image(moving).digest == new else ["the old image"]
 
+    work = scene.hpcwrap("image", "refresh", moving)
     kill_often(scene, Operation("refresh", work, (moving,), wrong))
 
 
