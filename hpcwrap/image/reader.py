@@ -259,6 +259,8 @@ def _check(source: Source, found: os.stat_result) -> None:
 def _wrong_kind(source: Source, found: os.stat_result) -> str:
     if found.st_dev in _kernel_devices():
         return "it is part of the kernel's /proc or /sys"
+    if os.path.samestat(found, os.stat("/")):
+        return "it is the root of the host"
     if stat.S_ISDIR(found.st_mode):
         allowed = source.transport in (FILE, *DIRECTORIES)
         return "" if allowed else f"it is a directory, which {source.transport}: does not take"
