@@ -155,9 +155,9 @@ def _become_command(argv: Sequence[str], keep: int) -> NoReturn:
     null = os.open(os.devnull, os.O_RDWR)
     for number in range(3):
         os.dup2(null, number)
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2:
-            os.set_inheritable(int(name), int(name) == keep)
+    os.closerange(3, keep)
+    os.closerange(keep + 1, os.sysconf("SC_OPEN_MAX"))
+    os.set_inheritable(keep, True)
     os.chdir("/")
     execute(argv, base_environment())
 

@@ -110,6 +110,16 @@ class Site:
         self.need("cluster", "exec", "ctl", "tee", path, stdin=text)
         self.need("cluster", "exec", "ctl", "hpcwrap", "setup", "slurm", "--table")
 
+    def add_settings(self, name: str, text: str) -> None:
+        """Write more settings, which win over the site's."""
+        directory = f"{SETTINGS}/conf.d"
+        self.need("cluster", "exec", "ctl", "mkdir", "-p", directory)
+        self.need("cluster", "exec", "ctl", "tee", f"{directory}/{name}.yaml", stdin=text)
+
+    def remove_settings(self, name: str) -> None:
+        """Take them away again."""
+        self.need("cluster", "exec", "ctl", "rm", "-f", f"{SETTINGS}/conf.d/{name}.yaml")
+
     def remove_environment(self, name: str) -> None:
         """Take an environment away behind the filter's back."""
         self.need("cluster", "exec", "ctl", "rm", f"{SETTINGS}/environments.d/{name}.yaml")
