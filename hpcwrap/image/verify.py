@@ -47,7 +47,7 @@ def verify(
     on_bytes: Optional[OnBytes] = None,
 ) -> Iterator[Finding]:
     """Check images, one after the other; repair if there is a `pull_again`."""
-    for digest in digests:
+    for digest in filter(partial(_may_read, store), digests):
         problem = check_image(store, digest, on_bytes)
         done = repair_image(store, digest, pull_again) if problem and pull_again else ""
         yield Finding("image", _name_of(store, digest), problem, done)
@@ -66,14 +66,20 @@ def verify_links(store: Store, *, repair: bool = False) -> Iterator[Finding]:
             link = read_link(path)
             known = file_name(link.reference) == name
             problem = "" if known else f"it is the reference {link.reference}"
-        except FileNotFoundError:
-            continue  # removed since the listing
+        except (FileNotFoundError, PermissionError):
+            continue  # removed since the listing, or a private image's, and we are not root
         except (OSError, DamagedError) as error:
             problem = str(error)
         done = ""
         if problem and repair:
             done = f"set aside as {set_aside(store, path)}; the next job pulls it again"
         yield Finding("reference", name, problem, done)
+
+
+def _may_read(store: Store, digest: str) -> bool:
+    """Whether an image is ours to look at: private ones are root's alone."""
+    path = store.document_path(digest)
+    return not os.path.exists(path) or os.access(path, os.R_OK)
 
 
 def check_image(store: Store, digest: str, on_bytes: Optional[OnBytes]) -> str:

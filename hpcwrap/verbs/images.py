@@ -6,7 +6,7 @@ import argparse
 import json
 import shutil
 import sys
-from typing import Dict, List, NamedTuple, Tuple
+from typing import Dict, Iterator, List, NamedTuple
 
 from hpcwrap import log
 from hpcwrap.config import Config, load_config
@@ -22,11 +22,10 @@ from hpcwrap.table import print_table
 
 SHORT = 12
 JOBS_SHOWN = 2
-WIDE = 110
-"""Columns of a terminal from which on there is room for all that is known."""
+BETWEEN = 3
+"""Columns between two cells of a table on a terminal (table.py)."""
 
 HEADINGS = ("reference", "digest", "size", "for", "used", "pulled", "environments", "jobs")
-NARROW = ("reference", "digest", "size", "for", "used", "environments", "jobs")
 
 
 class Listed(NamedTuple):
@@ -54,10 +53,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([_document(row) for row in rows], indent=2))
     elif rows:
-        headings = _headings()
-        print_table(headings, [[_cells(row)[name] for name in headings] for row in rows])
+        _show(rows)
         sys.stdout.flush()
-        print(_summary(rows, parse_size(loaded.settings.store_size)), file=sys.stderr)
+        print(_summary(rows, loaded.settings.store_size), file=sys.stderr)
     else:
         log.say(f"no images in {store.root}; hpcwrap pull NAME fetches one")
     return 0
@@ -109,23 +107,38 @@ def digest_of_name(loaded: Config, store: Store, name: str) -> str:
     return found
 
 
-def _headings() -> Tuple[str, ...]:
-    narrow = sys.stdout.isatty() and shutil.get_terminal_size().columns < WIDE
-    return NARROW if narrow else HEADINGS
+def _show(rows: List[Listed]) -> None:
+    """A table; on a terminal on which its lines would break, some lines for each image."""
+    cells = [_cells(row) for row in rows]
+    widths = [max(len(each) for each in column) + BETWEEN for column in zip(*cells, HEADINGS)]
+    if not sys.stdout.isatty() or sum(widths) <= shutil.get_terminal_size().columns:
+        print_table(HEADINGS, cells)
+        return
+    for one in cells:
+        print("\n".join(_lines(dict(zip(HEADINGS, one)))), end="\n\n")
 
 
-def _cells(row: Listed) -> Dict[str, str]:
+def _lines(cells: Dict[str, str]) -> Iterator[str]:
+    yield cells["reference"]
+    yield f"  {cells['digest']}  {cells['size']}  used {cells['used']}, pulled {cells['pulled']}"
+    for name in ("for", "environments", "jobs"):
+        if cells[name] not in ("all", "-"):
+            yield f"  {name} {cells[name]}"
+
+
+def _cells(row: Listed) -> List[str]:
+    """A row of the table, in the order of HEADINGS."""
     image = row.image
-    return {
-        "reference": row.reference or "-",
-        "digest": hex_digits(image.digest)[:SHORT],
-        "size": format_size(image.size),
-        "for": ", ".join(_account(uid) for uid in image.uids) or "all",
-        "used": format_age(last_use(image)),
-        "pulled": format_age(image.pulled),
-        "environments": ", ".join(row.environments) or "-",
-        "jobs": _jobs(row),
-    }
+    return [
+        row.reference or "-",
+        hex_digits(image.digest)[:SHORT],
+        format_size(image.size),
+        ", ".join(_account(uid) for uid in image.uids) or "all",
+        format_age(last_use(image)),
+        format_age(image.pulled),
+        ", ".join(row.environments) or "-",
+        _jobs(row),
+    ]
 
 
 def _jobs(row: Listed) -> str:
@@ -145,10 +158,10 @@ def _account(uid: int) -> str:
         return str(uid)
 
 
-def _summary(rows: List[Listed], bound: int) -> str:
+def _summary(rows: List[Listed], bound: str) -> str:
     sizes = {row.image.digest: row.image.size for row in rows}
     images = "1 image" if len(sizes) == 1 else f"{len(sizes)} images"
-    of = f" of {format_size(bound)}" if bound else ""
+    of = f" of {bound}" if parse_size(bound) else ""
     return f"{images}, {format_size(sum(sizes.values()))}{of}"
 
 

@@ -18,12 +18,19 @@ import pytest
 from hpcwrap.errors import SiteError, UserError
 from hpcwrap.image import remove as removal
 from hpcwrap.image.digest import digest_of
-from hpcwrap.image.publish import publish_image, publish_link
+from hpcwrap.image.publish import grant, note_failure, publish_image, publish_link, share
 from hpcwrap.image.reference import parse_reference
 from hpcwrap.image.remove import remove
-from hpcwrap.image.store import ImageConfig, Store, file_name, parse_config
+from hpcwrap.image.store import ImageConfig, Store, allowed, file_name, parse_config, touch_used
 from hpcwrap.image.worker import Report, work_as
-from hpcwrap.image.workspace import ensure_store, locked, new_file, workspace
+from hpcwrap.image.workspace import (
+    ensure_store,
+    locked,
+    locked_unless,
+    new_file,
+    remove_lock,
+    workspace,
+)
 from hpcwrap.run import Identity
 
 NOBODY = Identity(65534, 65534) if os.geteuid() == 0 else None
@@ -37,12 +44,12 @@ def store(tmp_path: Path) -> Store:
     return made
 
 
-def add(store: Store, *references: str, content: str = "squashfs") -> str:
+def add(store: Store, *references: str, content: str = "squashfs", **fields: object) -> str:
     """Publish a made-up image under references."""
     digest = digest_of(content.encode())
     made = Path(store.tmp_directory) / "made"
     made.write_text(content)
-    document = {"reference": references[0], "config": CONFIG, "pulled": 1.5}
+    document = {"reference": references[0], "config": CONFIG, "pulled": 1.5, **fields}
     publish_image(store, digest, str(made), document)
     for reference in references:
         publish_link(store, parse_reference(reference), digest)
@@ -281,3 +288,170 @@ def test_documents_say_what_they_are(store: Store) -> None:
     digest = add(store, "a:1")
     document = json.loads(Path(store.document_path(digest)).read_text())
     assert (document["version"], document["digest"]) == (1, digest)
+
+
+def test_a_pin_counts_only_where_the_reference_had_it(store: Store) -> None:
+    first, second = add(store, "a:1", content="1"), add(store, "a:1", content="2")
+    other = add(store, "b:1", content="3")
+    link = store.find_link("a:1")
+    assert link is not None
+    assert link.history == (second, first)
+    found = store.find("a:1")
+    assert found is not None
+    assert found.digest == second
+    for pinned in (first, second):
+        image = store.find_pinned("a:1", pinned)
+        assert image is not None
+        assert (image.digest, image.reference) == (pinned, "a:1")
+    assert store.find_pinned("a:1", other) is None
+    assert store.find_pinned("never:1", other) is None
+    assert store.find_pinned(f"never@{other}", other) is not None
+    publish_link(store, "a:1", first)
+    link = store.find_link("a:1")
+    assert link is not None
+    assert link.history == (first, second)
+
+
+def test_histories_end(store: Store) -> None:
+    digests = [digest_of(bytes([number])) for number in range(30)]
+    for digest in digests:
+        publish_link(store, "a:1", digest)
+    link = store.find_link("a:1")
+    assert link is not None
+    assert link.history == tuple(reversed(digests[10:]))
+
+
+def test_documents_of_older_stores_are_read(store: Store) -> None:
+    digest = add(store, "a:1")
+    new = ("uids", "checksum", "history", "failed", "failed_at", "stamp")
+    for path in (store.document_path(digest), store.ref_path("a:1")):
+        document = json.loads(Path(path).read_text())
+        os.chmod(path, 0o644)
+        kept = {key: value for key, value in document.items() if key not in new}
+        Path(path).write_text(json.dumps(kept))
+    image, link = store.find("a:1"), store.find_link("a:1")
+    assert image is not None
+    assert (image.uids, image.checksum) == ((), "")
+    assert link is not None
+    assert (link.history, link.failed, link.stamp) == ((digest,), "", "")
+
+
+def test_a_failed_refresh_is_kept_until_one_works(store: Store) -> None:
+    digest = add(store, "a:1")
+    before = store.find_link("a:1")
+    note_failure(store, "docker://a:1", "the registry is down")
+    note_failure(store, "b:1", "nobody has that")
+    link = store.find_link("a:1")
+    assert before is not None
+    assert link is not None
+    assert link == before._replace(failed=link.failed, failed_at=link.failed_at)
+    assert (link.failed, link.failed_at > before.resolved) == ("the registry is down", True)
+    publish_link(store, "a:1", digest, stamp="1:2:3")
+    link = store.find_link("a:1")
+    assert link is not None
+    assert (link.failed, link.stamp) == ("", "1:2:3")
+
+
+def modes(store: Store, digest: str, *references: str) -> List[int]:
+    paths = [store.squashfs_path(digest), store.document_path(digest)]
+    paths += [store.ref_path(reference) for reference in references]
+    return [os.stat(path).st_mode & 0o7777 for path in paths]
+
+
+def test_private_images(store: Store) -> None:
+    digest = add(store, "a:1", uids=[1001])
+    assert modes(store, digest, "a:1") == [0o400] * 3
+    os.utime(store.document_path(digest), (7, 7))
+    grant(store, digest, 1002)
+    grant(store, digest, 1002)
+    image = store.find("a:1")
+    assert image is not None
+    assert (image.uids, image.used) == ((1001, 1002), 7)
+    assert [allowed(image, uid) for uid in (0, 1001, 1002, 1003)] == [True, True, True, False]
+    assert modes(store, digest, "a:1") == [0o400] * 3
+    share(store, digest)
+    image = store.find("a:1")
+    assert image is not None
+    assert image.uids == ()
+    assert allowed(image, 1003)
+    assert modes(store, digest, "a:1") == [0o444] * 3
+    grant(store, digest, 1003)
+    assert store.find("a:1") == image, "everyone's image stays everyone's"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_others_private_images_are_no_damage(store: Store, tmp_path: Path) -> None:
+    add(store, "a:1", content="private", uids=[1001])
+    add(store, "b:1", content="public")
+    for directory in [tmp_path, *tmp_path.parents][:3]:
+        os.chmod(directory, 0o755)
+
+    def work(_: Report) -> Dict[str, Any]:
+        (images, problems), (links, more) = store.images(), store.links()
+        names = [image.reference for image in images] + [link.reference for link in links]
+        return {"found": names, "problems": problems + more}
+
+    with tempfile.TemporaryDirectory() as directory:
+        os.chown(directory, 65534, 65534)
+        told = work_as(NOBODY, directory, work, lambda _: None, 10)
+    assert told == {"found": ["b:1", "b:1"], "problems": []}
+
+
+def test_uses_are_noted_once_an_hour(store: Store) -> None:
+    path = store.document_path(add(store, "a:1"))
+    for used, moves in ((0, True), (time.time() - 3000, False), (time.time() - 4000, True)):
+        os.utime(path, (used, used))
+        image = store.find("a:1")
+        assert image is not None
+        touch_used(image)
+        assert (os.stat(path).st_mtime > used + 1) is moves
+
+
+def test_who_waits_takes_what_arrives_instead_of_the_lock(store: Store) -> None:
+    asked: List[str] = []
+
+    def arrived() -> bool:
+        asked.append("asked")
+        return len(asked) == 3
+
+    with locked_unless(store, "x", 10, arrived) as held:
+        assert held
+        assert asked == [], "who gets the lock at once looks for himself"
+        with locked_unless(store, "x", 10, arrived, lambda *_: asked.append("waits")) as inner:
+            assert not inner
+    assert asked == ["waits", "asked", "asked"]
+
+
+def test_a_lock_that_is_removed_is_taken_anew_by_all(store: Store) -> None:
+    """Lockers and removers at once: never do two hold the lock."""
+    holding: List[int] = []
+    most: List[int] = []
+    end = threading.Event()
+
+    def take_often(number: int) -> None:
+        for _ in range(60):
+            with locked(store, "x", 20):
+                holding.append(number)
+                most.append(len(holding))
+                holding.remove(number)
+
+    def remove_often() -> None:
+        while not end.is_set():
+            remove_lock(store, "x")
+
+    threads = [threading.Thread(target=take_often, args=(number,)) for number in range(4)]
+    remover = threading.Thread(target=remove_often)
+    for thread in (remover, *threads):
+        thread.start()
+    for thread in threads:
+        thread.join()
+    end.set()
+    remover.join()
+    assert (max(most), len(most)) == (1, 240)
+
+
+def test_a_lock_in_use_is_not_removed(store: Store) -> None:
+    with locked(store, "x", 1):
+        assert not remove_lock(store, "x")
+    assert remove_lock(store, "x")
+    assert not remove_lock(store, "x")
