@@ -10,7 +10,7 @@ from typing import Any, Iterator, List
 import pytest
 from fault_proxy import FaultProxy, stall
 from fetching import auth_for, fetch, names_below
-from registries import Cli, Registry
+from registries import Registry
 from tars import Member, make_layer
 
 from hpcwrap.image.access import Access
@@ -46,41 +46,38 @@ def kept(access: Access) -> List[str]:
 
 
 def test_a_second_tag_downloads_what_is_new(push: Any, registry: Registry, access: Access) -> None:
-    one = push("shared/one:1", [BASE, FIRST])
-    two = push("shared/two:1", [BASE, SECOND])
-    fetch(one.reference, access, "one")
+    one = push("cache:one", [BASE, FIRST])
+    two = push("cache:two", [BASE, SECOND])
+    fetch(f"{proxy.host}/cache:one", access, "one")
     assert set(one.layers) < set(kept(access))
-    before = registry.downloads(two.layers[0])
-    fetch(two.reference, access, "two")
-    assert registry.downloads(two.layers[0]) == before == 1
-    assert registry.downloads(two.layers[1]) == 1
+    assert downloads(proxy, two.layers[0]) == 1
+    fetch(f"{proxy.host}/cache:two", access, "two")
+    assert [downloads(proxy, layer) for layer in two.layers] == [1, 1]
     assert {*one.layers, *two.layers} < set(kept(access))
 
 
 def test_a_blob_that_was_damaged_is_downloaded_again(
-    push: Any, registry: Registry, access: Access
+    push: Any, proxy: FaultProxy, access: Access
 ) -> None:
-    pushed = push("damaged:1", [BASE, SECOND])
-    fetch(pushed.reference, access, "one")
+    pushed = push("cache:damaged", [BASE, SECOND])
+    fetch(f"{proxy.host}/cache:damaged", access, "one")
     path = Path(access.cache, pushed.layers[0][7:])
     content = path.read_bytes()
     path.write_bytes(content[:-1] + b"x")
-    before = registry.downloads(pushed.layers[0])
-    fetch(pushed.reference, access, "two")
-    assert registry.downloads(pushed.layers[0]) == before + 1
+    fetch(f"{proxy.host}/cache:damaged", access, "two")
+    assert [downloads(proxy, layer) for layer in pushed.layers] == [2, 1]
     assert path.read_bytes() == content
 
 
-def test_nothing_of_a_private_image_stays(push: Any, access: Access, registry: Registry) -> None:
-    public = push("private/base:1", [BASE])
-    fetch(public.reference, access, "public")
+def test_nothing_of_a_private_image_stays(push: Any, proxy: FaultProxy, access: Access) -> None:
+    push("cache:public", [BASE])
+    fetch(f"{proxy.host}/cache:public", access, "public")
     before = kept(access)
-    pushed = push("private/secret:1", [BASE, FIRST])
-    downloads = registry.downloads(pushed.layers[0])
-    auth = auth_for(registry.host, "ann", "x")
-    fetch(pushed.reference, access._replace(auth=auth, private=True), "private")
+    pushed = push("cache:private", [BASE, FIRST])
+    private = access._replace(auth=auth_for(proxy.host, "ann", "x"), private=True)
+    fetch(f"{proxy.host}/cache:private", private, "private")
     assert kept(access) == before
-    assert registry.downloads(pushed.layers[0]) == downloads
+    assert [downloads(proxy, layer) for layer in pushed.layers] == [1, 1]
 
 
 def test_what_is_whole_is_kept_while_the_rest_comes(
@@ -106,17 +103,15 @@ def test_the_cache_keeps_its_size(push: Any, access: Access) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has an image user")
-def test_pulls_share_layers_as_the_image_user(
-    push: Any, registry: Registry, root: str, cli: Cli
-) -> None:
+def test_pulls_share_layers_as_the_image_user(push: Any, proxy: FaultProxy, root: str) -> None:
     store = Store(root + "/store")
     options = PullOptions(access=Access(cache_limit=10_000_000))
-    one, two = (push(f"pulls/{n}:1", [BASE, each]) for n, each in enumerate((FIRST, SECOND)))
-    before = registry.downloads(one.layers[0])
-    images = [pull(each.reference, store, options).image for each in (one, two)]
-    assert registry.downloads(one.layers[0]) == before + 1
-    assert images[0].digest != images[1].digest
+    layers: List[str] = []
+    for name, layer in (("one", FIRST), ("two", SECOND)):
+        layers += push(f"cache:{name}", [BASE, layer]).layers
+        pull(f"{proxy.host}/cache:{name}", store, options)
+    assert [downloads(proxy, layer) for layer in layers] == [1, 1, 1, 1]
     names = os.listdir(store.blobs_directory)
-    assert {*one.layers, *two.layers} < {f"sha256:{name}" for name in names}
+    assert set(layers) < {f"sha256:{name}" for name in names}
     for name in names:
         assert os.stat(os.path.join(store.blobs_directory, name)).st_uid == 65534
