@@ -21,6 +21,7 @@ from hpcwrap.errors import SiteError
 from hpcwrap.image.allow import matches
 from hpcwrap.image.source import parse_source
 from hpcwrap.schedulers.slurm_table import Accounts, lua_literal, render_table
+from hpcwrap.verbs.setup_slurm import is_current
 
 FILTER = pathlib.Path(__file__).parents[2] / "submit" / "slurm.lua"
 LUAS = [name for name in ("lua5.1", "lua5.3", "lua5.4") if shutil.which(name)]
@@ -371,6 +372,19 @@ def test_a_table_that_nobody_renews_pins_no_more(lua: Filter, pull: str, hours: 
 
     assert submit(hours * 3600 - 900).admin_comment == f"hpcwrap={PIN}"
     assert submit(hours * 3600 + 900).admin_comment == "hpcwrap=debian-12"
+
+
+def test_a_table_is_written_anew_for_what_it_says_and_before_its_digests_lapse() -> None:
+    def table(age: float, digest: str = DIGEST, pull: str = "daily") -> str:
+        site, found = config(*SITE, pull=pull), {"debian-12": (digest,)}
+        return render_table(site, found, ACCOUNTS, clear_container=False, now=NOW - age)
+
+    assert is_current(table(3600), table(0))
+    assert not is_current(table(30 * 3600), table(0))
+    assert not is_current(table(0, OLD), table(0))
+    assert not is_current("", table(0))
+    assert is_current(table(9e9, pull="missing"), table(0, pull="missing"))
+    assert not is_current(table(0, pull="missing"), table(0))
 
 
 # ---- images of the user's own ----

@@ -61,6 +61,32 @@ def test_opting_out_is_the_sites_to_allow(config: str) -> None:
     submit.refuse_none(Request("none", "--container"), Settings(allow_none=True))
 
 
+def test_a_pin_goes_with_the_choice(config: str) -> None:
+    pin = "sha256:" + "0" * 64
+    choice = submit.choose(JOB, Request("cuda", "--container", pin), config)
+    assert choice is not None
+    assert (choice.environment.name, choice.pin, choice.named_by_user) == ("cuda", pin, False)
+
+
+def test_an_image_of_the_users_is_the_sites_to_allow(config: str) -> None:
+    request = Request("docker://debian:12", "--container")
+    with pytest.raises(UserError, match="this site allows its environments only"):
+        submit.choose(JOB, request, config)
+    drop_in = Path(config).parent / "conf.d" / "own.yaml"
+    drop_in.parent.mkdir()
+    drop_in.write_text("user_images: true\nallow_images: ['docker.io/library/*']\n")
+    choice = submit.choose(JOB, request, config)
+    assert choice is not None
+    assert choice.named_by_user
+    assert choice.environment.name == choice.environment.image == "docker://debian:12"
+    assert choice.environment.variables == choice.environment.mounts == ()
+    for text in ("docker://me/debian:12", "/home/alice/x.sif", "sif:/home/alice/x.sif"):
+        with pytest.raises(UserError, match="this site does not allow it"):
+            submit.choose(JOB, Request(text, "--container"), config)
+    with pytest.raises(UserError, match="letters, digits"):
+        submit.choose(JOB, Request("/a b", "the job's comment"), config)
+
+
 @pytest.mark.parametrize("name", ["../../etc/passwd", "", "A", "a/b", "-x", "x" * 70])
 def test_names_that_are_none_are_no_paths(config: str, name: str) -> None:
     with pytest.raises(UserError):
@@ -85,6 +111,8 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
         *("7", "slurm", "n1", "alice", "cuda", "--container", "cuda:12", "sha256:0"),
         started=1.5,
         milliseconds={"prolog": 12.5},
+        stores=("/store", "/cache"),
+        warning="not refreshed",
     )
     record.write_record(place, made)
     assert record.read_record(place) == made
