@@ -45,7 +45,12 @@ def kept(access: Access) -> List[str]:
     return [f"sha256:{name}" for name in names_below(Path(access.cache))]
 
 
-def test_a_second_tag_downloads_what_is_new(push: Any, registry: Registry, access: Access) -> None:
+def downloads(proxy: FaultProxy, layer: str) -> int:
+    """How often a layer was asked for: the registry's own log comes a moment late."""
+    return proxy.count(f"GET /v2/cache/blobs/{layer}")
+
+
+def test_a_second_tag_downloads_what_is_new(push: Any, proxy: FaultProxy, access: Access) -> None:
     one = push("cache:one", [BASE, FIRST])
     two = push("cache:two", [BASE, SECOND])
     fetch(f"{proxy.host}/cache:one", access, "one")
