@@ -142,7 +142,7 @@ class _Supplier:
     # ---- what is not ----
 
     def pull(self) -> Tuple[Image, Dict[str, float]]:
-        from hpcwrap.image.pull import options_from, pull
+        from hpcwrap.image.pull import Pulled, options_from, pull
 
         text = self.by_digest() if self.choice.pin else str(self.source)
         options = options_from(
@@ -151,10 +151,11 @@ class _Supplier:
         started = time.monotonic()
         pause = spread(self.job, self.settings.pull_jitter, self.store.root)
         time.sleep(pause)
-        pulled = pull(text, self.store, options)
-        waited = {"wait": round((time.monotonic() - started) * 1e3, 2)}
+        # Meanwhile another may have pulled it; to pull now would ask the registry anew.
+        found = self.find() if pause else None
+        pulled = Pulled(found, False, {}) if found else pull(text, self.store, options)
         if not pulled.new:
-            return pulled.image, waited
+            return pulled.image, {"wait": round((time.monotonic() - started) * 1e3, 2)}
         jitter = {"jitter": round(pause * 1e3, 2)} if pause else {}
         return pulled.image, {**jitter, **pulled.milliseconds}
 
