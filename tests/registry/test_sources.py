@@ -20,6 +20,11 @@ from registries import INDEX, LAYER, MANIFEST, Cli, Layout
 from sifs import JSON, Thing, make_sif, partition
 from trees import Groups, Tree, mounted, read_tree
 
+from hpcwrap.errors import UserError
+from hpcwrap.image.pull import PullOptions, pull
+from hpcwrap.image.store import Store
+from hpcwrap.job import User
+
 pytestmark = [pytest.mark.registry, pytest.mark.privileged]
 
 CONFIG = {"Env": ["PATH=/usr/bin", "X=a b"], "WorkingDir": "/opt", "Cmd": ["tool"]}
@@ -326,6 +331,25 @@ def test_a_directory_that_is_no_root(cli: Cli, made: Made) -> None:
     said = refused(cli, str(made.tree / "opt"))
     assert "holds no image and no root file system" in said
     assert pulled(cli, f"rootfs:{made.tree}/opt")["new"]
+
+
+def test_a_user_gets_only_what_the_user_may_read(root: str, made: Made) -> None:
+    archive = make_tar(made)
+    archive.chmod(0o400)
+    mine = PullOptions(user=User("mine", 65533, 65533, (65533,), "/"), named_by_user=True)
+    other = mine._replace(user=User("other", 65532, 65532, (65532,), "/"))
+    store = Store(root + "/store")
+    with pytest.raises(UserError, match="the uid 65533 has no permission"):
+        pull(str(archive), store, mine)
+    os.chown(archive, 65533, 65533)
+    pulled = pull(f"tar:{archive}", store, mine)
+    assert (pulled.new, pulled.image.uids) == (True, (65533,))
+    with pytest.raises(UserError, match="the uid 65532 has no permission"):
+        pull(f"tar:{archive}", store, other)
+    assert [image.uids for image in store.images()[0]] == [(65533,)]
+    archive.chmod(0o444)
+    again = pull(f"tar:{archive}", store, other)
+    assert (again.new, set(again.image.uids)) == (False, {65533, 65532})
 
 
 def test_an_image_in_podmans_storage(cli: Cli, made: Made) -> None:
