@@ -148,7 +148,7 @@ class Layout:
         self, registry: Registry, name: str, layers: Sequence[bytes], config: Dict[str, Any]
     ) -> Pushed:
         """Push layers (tar streams, or blobs that are compressed already) under a name."""
-        blobs = [x if x.startswith(COMPRESSED) else gzip.compress(x, 1) for x in layers]
+        blobs = [x if x.startswith(COMPRESSED) else gzip.compress(x, 1, mtime=0) for x in layers]
         entry = self.image(blobs, config)
         reference = f"{registry.host}/{name}"
         self.push(entry, reference)
