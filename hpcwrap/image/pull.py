@@ -33,6 +33,7 @@ from hpcwrap.human import parse_size
 from hpcwrap.image import credentials, transport
 from hpcwrap.image.access import ANONYMOUS, Access
 from hpcwrap.image.allow import check_source, matches
+from hpcwrap.image.cache import evict
 from hpcwrap.image.convert import OUTPUT, Download, Fetched, Stopwatch, fetch
 from hpcwrap.image.digest import check_digest, hex_digits
 from hpcwrap.image.layers import prepare_cache
@@ -54,8 +55,9 @@ class PullOptions(NamedTuple):
     """What concerns a pull of the site's settings, and who wants the image.
 
     timeout is in seconds, for the whole of it.  access is the site's, without passwords, which
-    are in auth_file.  user is whose job it is, None for an administrator; named_by_user, whether
-    who asks chose the source, and not an environment's file.
+    are in auth_file.  store_size is in bytes, 0 for no bound.  user is whose job it is, None for
+    an administrator; named_by_user, whether who asks chose the source, and not an environment's
+    file.
     """
 
     image_user: str = "nobody"
@@ -66,6 +68,7 @@ class PullOptions(NamedTuple):
     user_credentials: bool = True
     allow_images: Tuple[str, ...] = ()
     shared_images: Tuple[str, ...] = ()
+    store_size: int = 0
     user: Optional[User] = None
     named_by_user: bool = False
 
@@ -97,6 +100,7 @@ def options_from(
         user_credentials=settings.user_credentials,
         allow_images=settings.allow_images,
         shared_images=settings.shared_images,
+        store_size=parse_size(settings.store_size),
         user=user,
         named_by_user=named_by_user,
     )
@@ -128,7 +132,10 @@ def pull(
     with locked_unless(store, name, puller.seconds, arrived, puller.say_wait) as held:
         if held and not arrived():
             new = puller.bring()
-    return Pulled(puller.find(), new, puller.watch.milliseconds)
+    image = puller.find()
+    if new and options.store_size:
+        evict(store, options.store_size, keep=(image.digest,))
+    return Pulled(image, new, puller.watch.milliseconds)
 
 
 class _Puller:

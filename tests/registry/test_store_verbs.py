@@ -79,6 +79,18 @@ def test_gc_keeps_the_store_to_its_size(push: Any, cli: Cli, store: Store) -> No
     assert [(job["node"], job["job"]) for row in listed for job in row["jobs"]] == [("n7", "42")]
 
 
+def test_a_pull_keeps_the_store_to_its_size(push: Any, cli: Cli, store: Store) -> None:
+    pushed = [push(f"bound/{name}:1", [make_layer([Member(name)])]) for name in "abc"]
+    for number, one in enumerate(pushed[:2]):
+        cli("pull", "--quiet", one.reference)
+        age(store, one.digest, 3 - number)
+    size = store.images()[0][0].size
+    with open(cli.settings, "a") as file:
+        file.write(f"store_size: {2 * size + size // 2}\n")
+    assert cli("pull", "--quiet", pushed[2].reference).returncode == 0
+    assert {image.digest for image in store.images()[0]} == {one.digest for one in pushed[1:]}
+
+
 def test_rm_says_which_job_uses_an_image(push: Any, cli: Cli, store: Store) -> None:
     pushed = push("held:1", [LAYER])
     cli("pull", "--quiet", pushed.reference)
