@@ -151,8 +151,8 @@ class _Supplier:
         started = time.monotonic()
         pause = spread(self.job, self.settings.pull_jitter, self.store.root)
         time.sleep(pause)
-        # Meanwhile another may have pulled it; to pull now would ask the registry anew.
-        found = self.find() if pause else None
+        # Since the first look another may have pulled it; to pull now would ask the registry anew.
+        found = self.find()
         pulled = Pulled(found, False, {}) if found else pull(text, self.store, options)
         if not pulled.new:
             return pulled.image, {"wait": round((time.monotonic() - started) * 1e3, 2)}
