@@ -9,7 +9,6 @@ process, in a directory of its own.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from contextlib import suppress
@@ -19,11 +18,11 @@ from hpcwrap.errors import UserError
 from hpcwrap.image.digest import digest_of
 from hpcwrap.image.flatten import in_layer
 from hpcwrap.image.layer import MAX_INDEX, Layer, index_layer
-from hpcwrap.image.manifest import MAX_MANIFEST, Blob
+from hpcwrap.image.manifest import MAX_MANIFEST, Blob, load_json
 from hpcwrap.image.plan import check_size, flatten
 from hpcwrap.image.spool import Spool
 from hpcwrap.image.squashfs import Format, write_squashfs
-from hpcwrap.image.store import parse_config
+from hpcwrap.image.store import CONFIG_KEYS, parse_config
 from hpcwrap.image.tar import LayerError
 from hpcwrap.image.transport import Resolved
 from hpcwrap.image.worker import Progress, Report
@@ -245,8 +244,8 @@ def _read_config(name: str, path: str) -> Dict[str, Any]:
     try:
         if len(content) > MAX_MANIFEST or digest_of(content)[7:] != os.path.basename(path):
             raise ValueError("it is too large or changed on its way")
-        config = json.loads(content).get("config")
+        config = load_json(content).get("config") or {}
         parse_config(config)
     except (ValueError, AttributeError) as error:
         raise UserError(f"the image {name} is broken: its configuration: {error}") from None
-    return config or {}
+    return {key: config[key] for key in CONFIG_KEYS if key in config}

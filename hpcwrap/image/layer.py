@@ -54,8 +54,8 @@ _PLAIN = re.compile(
     rb"(.{100})(?:000[01][0-7]{3}|00[01][0-7]{3}[ \0])[ \0]"
     rb"([0-7]{6}[0-7 \0])[ \0]([0-7]{6}[0-7 \0])[ \0]([0-7]{11})[ \0]([0-3][0-7]{10})[ \0]"
     rb"([0-7]{6})\0 ([01256])(.{100})"
-    # magic; user and group: empty, or root where the numbers are 0 too; prefix only in ustar
-    rb"ustar(?:\x0000|  \0)(?:\0{4}|(root))\0{28}(?:\0{4}|(root))\0{28}.{16}(.{155})",
+    # magic; user and group: empty, or root where the numbers are 0 too; device; prefix of ustar
+    rb"ustar(?:\x0000|  \0)(?:\0{4}|(root))\0{28}(?:\0{4}|(root))\0{28}[0-7 \0]{16}(.{155})",
     re.DOTALL,
 )
 _EXTENDED = re.compile(rb".{124}0{8}([0-7]{3})[ \0].{12}([0-7]{6})\0 x", re.DOTALL)

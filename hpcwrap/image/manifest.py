@@ -62,7 +62,7 @@ def parse_document(content: bytes) -> Dict[str, Any]:
     if len(content) > MAX_MANIFEST:
         raise UserError(f"has a manifest of {len(content)} bytes, more than {MAX_MANIFEST}")
     try:
-        document = json.loads(content)
+        document = load_json(content)
     except ValueError as error:
         raise UserError(f"has a manifest that is no JSON: {error}") from None
     if not isinstance(document, dict) or document.get("schemaVersion") != 2:
@@ -70,6 +70,17 @@ def parse_document(content: bytes) -> Dict[str, Any]:
             "has a manifest of another version than 2", "push it again with a current tool"
         )
     return document
+
+
+def load_json(content: bytes) -> Any:
+    """Parse JSON from outside.
+
+    Raises ValueError, for what is nested too deeply as well.
+    """
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def parse_manifest(document: Dict[str, Any]) -> Manifest:
@@ -96,8 +107,9 @@ def choose_instance(document: Dict[str, Any], machine: Optional[str] = None) -> 
     fitting: List[Tuple[int, Dict[str, Any]]] = []
     offered = set()
     for instance in document["manifests"]:
-        platform = instance.get("platform") or {} if isinstance(instance, dict) else {}
-        system = f"{platform.get('os')}/{platform.get('architecture')}"
+        platform = instance.get("platform") if isinstance(instance, dict) else None
+        platform = platform if isinstance(platform, dict) else {}
+        system = f"{_word(platform.get('os'))}/{_word(platform.get('architecture'))}"
         if system == f"linux/{architecture}":
             fitting.append((int(platform.get("variant", variant) != variant), instance))
         elif not platform and _is_nested(instance):
@@ -111,7 +123,12 @@ def choose_instance(document: Dict[str, Any], machine: Optional[str] = None) -> 
             f"it is there for {', '.join(sorted(offered)) or 'none'}",
         )
     chosen = min(fitting, key=lambda pair: pair[0])[1]
-    return check_digest(str(chosen.get("digest")), "the instance for this machine")
+    return check_digest(_word(chosen.get("digest")), "the instance for this machine")
+
+
+def _word(value: Any) -> str:
+    """A value that is to be one word; it may be shown on a terminal."""
+    return value if isinstance(value, str) and value.isascii() and value.isprintable() else "?"
 
 
 def _is_nested(instance: Any) -> bool:
@@ -119,10 +136,11 @@ def _is_nested(instance: Any) -> bool:
 
 
 def _parse_blob(blob: Any, what: str) -> Blob:
-    if not isinstance(blob, dict) or not isinstance(blob.get("size"), int):
+    size = blob.get("size") if isinstance(blob, dict) else None
+    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
         raise UserError(f"has a manifest in which {what} is missing")
     return Blob(
-        digest=check_digest(str(blob.get("digest")), what),
-        size=blob["size"],
-        media_type=str(blob.get("mediaType", "")),
+        digest=check_digest(_word(blob.get("digest")), what),
+        size=size,
+        media_type=_word(blob.get("mediaType")),
     )

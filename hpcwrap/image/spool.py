@@ -9,6 +9,7 @@ comes out counts only after finish(), when skopeo has compared the blob with its
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import re
@@ -33,6 +34,7 @@ MAGIC_LENGTH = 10
 LOOK_EVERY = 0.01
 """Seconds between looks whether a blob has grown."""
 COPY = 1 << 30
+CHUNK = 1 << 20
 
 
 class Spool:
@@ -73,10 +75,19 @@ class Spool:
         if code:
             self._errors.seek(0)
             text = run.last_line(self._errors.read(1 << 16).decode(errors="replace"))
-            if "No space left" in text:
+            if "No space left" in text or self._is_full():
                 raise SiteError("cannot unpack the image: the store is full")
             raise LayerError(f"cannot be decompressed, it is damaged or ends early: {text}")
         return True
+
+    def _is_full(self) -> bool:
+        # igzip says nothing when it cannot write (isal 2.30); pages that were promised to its file
+        # are still taken.
+        try:
+            os.posix_fallocate(self.file.fileno(), os.fstat(self.file.fileno()).st_size, CHUNK)
+        except OSError as error:
+            return error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return False
 
     def sizes(self) -> Tuple[int, int]:
         """Bytes so far, unpacked and as they came."""

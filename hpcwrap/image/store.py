@@ -29,6 +29,7 @@ VERSION = 1
 
 MAX_DOCUMENT = 16 << 20
 MAX_FILE_NAME = 200
+CONFIG_KEYS = ("Env", "WorkingDir", "User", "Entrypoint", "Cmd", "Labels")
 TOUCH_EVERY = 3600.0
 """Seconds between two notes of an image's use: one write an hour, not one for each job."""
 
@@ -297,6 +298,8 @@ def parse_config(config: Any) -> ImageConfig:
     Raises ValueError when a field has a wrong type.
     """
     config = config or {}
+    if not isinstance(config, dict):
+        raise ValueError("it is no table")
     return ImageConfig(
         env=_strings(config, "Env"),
         workdir=_text(config, "WorkingDir"),
@@ -316,24 +319,31 @@ def _names(directory: str, suffix: str) -> Iterator[str]:
     yield from (name for name in names if name.endswith(suffix) and not name.startswith("."))
 
 
+def _is_text(value: Any) -> bool:
+    """Whether a value can be in an environment: JSON has halves of surrogate pairs, too."""
+    if not isinstance(value, str) or "\0" in value:
+        return False
+    return value.encode(errors="replace").decode() == value
+
+
 def _text(config: Document, key: str) -> str:
     value = config.get(key) or ""
-    if not isinstance(value, str) or "\0" in value:
+    if not _is_text(value):
         raise ValueError(f"{key} is no text")
-    return value
+    return str(value)
 
 
 def _strings(config: Document, key: str) -> Tuple[str, ...]:
     value = config.get(key) or ()
     if not isinstance(value, (list, tuple)):
         raise ValueError(f"{key} is no list")
-    if not all(isinstance(text, str) and "\0" not in text for text in value):
+    if not all(map(_is_text, value)):
         raise ValueError(f"{key} holds something that is no text")
     return tuple(value)
 
 
 def _labels(config: Document) -> Dict[str, str]:
     value = config.get("Labels") or {}
-    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+    if not isinstance(value, dict) or not all(map(_is_text, (*value, *value.values()))):
         raise ValueError("Labels is no table of texts")
     return dict(value)
