@@ -125,7 +125,7 @@ def _parse(content: bytes) -> Dict[str, Any]:
     """Raises ValueError, whose text has nothing of the content."""
     try:
         document = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError("it is no JSON") from None
     if not isinstance(document, dict):
         raise ValueError("it is no JSON object")

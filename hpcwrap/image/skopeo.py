@@ -32,7 +32,8 @@ _WAITS = re.compile(rb"sleeping for ([0-9.]+) seconds before next attempt")
 class Errand(NamedTuple):
     """What skopeo is to do: its words after the options that are the same for all, and for whom.
 
-    `moved` tells how many bytes have come so far, `whole` how many blobs.
+    `moved` tells how many bytes have come so far, `whole` how many blobs, `busy` whether there is
+    reason to be patient although nothing comes.
     """
 
     reference: Reference
@@ -40,6 +41,7 @@ class Errand(NamedTuple):
     words: List[str]
     moved: Callable[[], int]
     whole: Callable[[], int] = lambda: 0
+    busy: Callable[[], bool] = lambda: False
     stdout: Optional[IO[bytes]] = None
 
 
@@ -141,7 +143,7 @@ class _Run:
         moved = self.errand.moved() + os.fstat(self._errors.fileno()).st_size
         if moved != self._moved:
             self._moved, self._since = moved, max(self._since, now, now + self._waits())
-        return now - self._since > timeout
+        return now - self._since > timeout and not self.errand.busy()
 
     def _waits(self) -> float:
         """Seconds that skopeo has just said it would wait, as the registry asked it to."""

@@ -125,7 +125,13 @@ class Download:
             words,
             moved=lambda: sum(self.sizes().values()),
             whole=lambda: len(os.listdir(self._blobs)),
+            busy=self._is_syncing,
         )
+
+    def _is_syncing(self) -> bool:
+        """Whether all of a blob is here: skopeo has it brought to the disk, which may be slow."""
+        sizes = {blob.size for blob in self.resolved.manifest.layers}
+        return any(_size(item) in sizes for item in self.unfinished())
 
     def _sweep(self) -> None:
         """Remove what an attempt that failed has left unfinished."""

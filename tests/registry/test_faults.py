@@ -28,6 +28,8 @@ from tars import Member, make_layer
 
 from hpcwrap.errors import HpcwrapError, SiteError, UserError
 from hpcwrap.image import skopeo
+from hpcwrap.image.reference import parse_reference
+from hpcwrap.image.transport import Download, resolve
 
 pytestmark = pytest.mark.registry
 
@@ -252,6 +254,29 @@ def test_a_registry_that_asks_to_wait_is_waited_for(
     download = fetch(text, IMPATIENT)
     assert download._skopeo.failures == 0
     assert gets(proxy, pushed) == [1, 1, 2]
+
+
+def test_a_slow_disk_is_not_a_silent_registry(text: str, proxy: FaultProxy, pushed: Pushed) -> None:
+    proxy.fault(blob(pushed), stall(100))
+    reference = parse_reference(text)
+    download = Download(reference, resolve(reference), "download", IMPATIENT._replace(timeout=0.1))
+    errand = download._skopeo.errand
+    asked: List[str] = []
+
+    def is_syncing() -> bool:
+        asked.append("busy?")
+        return len(asked) < 9
+
+    download._skopeo.errand = errand._replace(busy=is_syncing)
+    while len(asked) < 8:
+        assert not download.ended()
+    assert download._skopeo.failures == 0
+    while download._skopeo.failures == 0:
+        assert not download.ended()
+    assert not errand.busy()
+    whole = download.resolved.manifest.layers[0].size
+    Path("download/oci-put-blob1").write_bytes(b"x" * whole)
+    assert errand.busy()
 
 
 def test_slow_is_not_silent(text: str, proxy: FaultProxy, pushed: Pushed) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Iterator, List
 import pytest
 from fault_proxy import FaultProxy, stall
 from fetching import auth_for, fetch, names_below
-from registries import Registry
+from registries import Cli, Registry
 from tars import Member, make_layer
 
 from hpcwrap.image.access import Access
@@ -120,3 +120,21 @@ def test_pulls_share_layers_as_the_image_user(push: Any, proxy: FaultProxy, root
     assert set(layers) < {f"sha256:{name}" for name in names}
     for name in names:
         assert os.stat(os.path.join(store.blobs_directory, name)).st_uid == 65534
+
+
+def test_a_killed_pull_leaves_its_layers_to_the_next(
+    push: Any, proxy: FaultProxy, cli: Cli
+) -> None:
+    pushed = push("cache:killed", [BASE, FIRST])
+    proxy.fault(f"GET .*{pushed.layers[1]}", stall(100))
+    child = cli.start("pull", "--quiet", f"{proxy.host}/cache:killed")
+    cached = Path(cli.store, "blobs", pushed.layers[0][7:])
+    while not cached.exists():
+        assert child.poll() is None, child.communicate()
+        time.sleep(0.01)
+    child.kill()
+    child.communicate()
+    proxy.faults.clear()
+    again = cli("pull", "--quiet", f"{proxy.host}/cache:killed")
+    assert again.returncode == 0, again.stderr
+    assert downloads(proxy, pushed.layers[0]) == 1

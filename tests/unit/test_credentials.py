@@ -175,6 +175,7 @@ def test_an_identity_token(home: Home) -> None:
     ("content", "reason"),
     [
         ("{", "it is no JSON"),
+        ("[" * 100_000, "it is no JSON"),
         ('"geheim:42"', "it is no JSON object"),
         ('{"auths": ["geheim:42"]}', "its auths is no JSON object"),
         ('{"auths": {"registry.example:5000": {"auth": "geheim:42"}}}', "is not in base64"),
