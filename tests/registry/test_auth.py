@@ -10,7 +10,7 @@ from typing import Any, Dict, Iterator, List
 
 import pytest
 from fetching import auth_for, encoded, fetch, names_below
-from registries import Layout, Pushed, Registry
+from registries import Cli, Layout, Pushed, Registry
 from tars import Member, make_layer
 from token_server import Account, TokenServer
 
@@ -19,6 +19,7 @@ from hpcwrap.errors import DeniedError
 from hpcwrap.image.access import Access
 from hpcwrap.image.credentials import user_auth
 from hpcwrap.image.reference import parse_reference
+from hpcwrap.image.store import Store
 from hpcwrap.image.worker import Progress, work_as
 from hpcwrap.job import User
 
@@ -228,3 +229,24 @@ def test_passwords_of_the_host_are_not_used(
     monkeypatch.setenv("DOCKER_CONFIG", str(root / ".docker"))
     with pytest.raises(DeniedError, match=WITHOUT):
         fetch(f"{basic.host}/private/tool:1")
+
+
+def test_the_sites_passwords_open_images_for_everyone(
+    basic: Registry, cli: Cli, tmp_path: Path
+) -> None:
+    text = f"{basic.host}/private/tool:1"
+    refused = cli("pull", "--quiet", text)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert WITHOUT in refused.stderr
+    path = tmp_path / "auth.json"
+    path.write_bytes(auth_for(basic.host, NAME, PASSWORD))
+    path.chmod(0o600)
+    with open(cli.settings, "a") as settings:
+        settings.write(f"auth_file: {path}\n")
+    pulled = cli("pull", "--json", text)
+    assert pulled.returncode == 0, pulled.stderr
+    image = Store(cli.store).find(text)
+    assert image is not None
+    assert image.uids == ()
+    for name in names_below(Path(cli.store)):
+        assert PASSWORD.encode() not in Path(cli.store, name).read_bytes()
