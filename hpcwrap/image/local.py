@@ -15,14 +15,14 @@ import os
 import re
 import tarfile
 import tempfile
-from typing import IO, Any, BinaryIO, Callable, Dict, List, Sequence, Tuple, Type
+from typing import IO, Any, BinaryIO, Dict, List, Sequence
 
 from hpcwrap import run
 from hpcwrap.errors import HpcwrapError, SiteError, UserError
 from hpcwrap.image import detect
 from hpcwrap.image.access import ANONYMOUS, Access
 from hpcwrap.image.apptainer import variables_of
-from hpcwrap.image.complaints import failure
+from hpcwrap.image.complaints import Rule, failure
 from hpcwrap.image.digest import ALGORITHM, digest_of, hex_digits
 from hpcwrap.image.manifest import (
     ARCHITECTURES,
@@ -57,34 +57,32 @@ _CHUNK = 1 << 20
 _REPORT_EVERY = 16 << 20
 _BLOB_NAME = re.compile(r"[0-9a-f]{64}\Z")
 
-Rule = Tuple[str, Type[HpcwrapError], str, str]
+STORE_FULL = ("cannot store the image: the store is full", "remove images: hpcwrap rm")
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
-# What containers/image says of an archive; the messages are predicates of the image.
+# What containers/image says of an archive; the meanings for users are predicates of the image.
 RULES: Sequence[Rule] = (
-    (r"no space left|quota exceeded", SiteError, "does not fit: the store is full", "hpcwrap rm"),
-    (
-        r"expected 1 item, got|more than one image|more than one manifest",
+    Rule(
+        r"no space left|[Qq]uota exceeded",
+        SiteError,
+        *STORE_FULL,
+    ),
+    Rule(
+        r"expected 1 item, got|more than one (image|manifest)",
         UserError,
         "is an archive of several images",
         "say which: a colon and the image's name after the path",
     ),
-    (
+    Rule(
         r"no descriptor found for reference|ag \"?.*\"? not found|no image found in archive",
         UserError,
         "is an archive without an image of that name",
-        "",
     ),
-    (
-        r"no image found in (manifest list|image index)",
-        UserError,
-        "is not for this machine",
-        "",
-    ),
-    (
+    Rule(r"no image found in (manifest list|image index)", UserError, "is not for this machine"),
+    Rule(
         r"rejected by policy|signature was required|rejected: ",
         UserError,
         "is not allowed by the site's policy.json",
-        "",
     ),
 )
 
@@ -96,19 +94,17 @@ def resolve_local(
 
     Raises UserError when it is none, SiteError when the store is full.
     """
-    blob = _store(stream, source, report)
-    os.mkdir(BLOBS)
     try:
-        kind = _kind(stream, source)
-        if kind == SKOPEO_DIRECTORY:
-            return _resolve_directory()
-        if kind in (detect.OCI_ARCHIVE, detect.DOCKER_ARCHIVE):
-            return _resolve_archive(kind, source, access)
-        return _RESOLVERS[kind](blob)
+        blob = _store(stream, source, report)
+        os.mkdir(BLOBS)
+        return _resolve(_kind(stream, source), blob, source, access)
     except UserError as error:
-        raise type(error)(
-            f"cannot use the image {source}: it {error.message}", error.hint
-        ) from None
+        message = f"cannot use the image {source}: it {error.message}"
+        raise UserError(message, error.hint) from None
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        raise SiteError(*STORE_FULL) from None
 
 
 class LocalDownload:
@@ -169,8 +165,8 @@ class LocalDownload:
     def _failed(self) -> HpcwrapError:
         self._errors.seek(0)
         text = run.last_line(self._errors.read(1 << 16).decode(errors="replace"))
-        if os.strerror(errno.ENOSPC) in text:
-            return SiteError("cannot unpack the image: the store is full", "hpcwrap rm")
+        if any(os.strerror(number) in text for number in NO_SPACE):
+            return SiteError(*STORE_FULL)
         return UserError(f"the image {self.source} is broken: its squashfs is damaged: {text}")
 
 
@@ -187,7 +183,7 @@ def _store(stream: Stream, source: Source, report: Report) -> Blob:
             _write(file, data)
             size += len(data)
             if size > MAX_UNPACKED:
-                raise UserError(f"cannot use the image {source}: it has over {MAX_UNPACKED} bytes")
+                raise UserError(f"has more than {MAX_UNPACKED} bytes")
             if size - told >= _REPORT_EVERY:
                 told = size
                 report(Progress("read", str(source), size, stream.size))
@@ -197,13 +193,8 @@ def _store(stream: Stream, source: Source, report: Report) -> Blob:
 
 def _write(file: BinaryIO, data: bytes) -> None:
     view = memoryview(data)
-    try:
-        while view:
-            view = view[os.write(file.fileno(), view) :]
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise SiteError("cannot store the image: the store is full", "hpcwrap rm") from None
+    while view:
+        view = view[os.write(file.fileno(), view) :]
 
 
 def _kind(stream: Stream, source: Source) -> str:
@@ -216,6 +207,16 @@ def _kind(stream: Stream, source: Source) -> str:
             f"is not {source.transport}: but {found}:", "name the file by its path alone"
         )
     return found
+
+
+def _resolve(kind: str, blob: Blob, source: Source, access: Access) -> Resolved:
+    if kind == SKOPEO_DIRECTORY:
+        return _resolve_directory()
+    if kind in (detect.OCI_ARCHIVE, detect.DOCKER_ARCHIVE):
+        return _resolve_archive(kind, source, access)
+    if kind == detect.SIF:
+        return _resolve_sif(blob)
+    return _resolve_squashfs(blob) if kind == detect.SQUASHFS else _resolve_tar(blob)
 
 
 def _resolve_tar(blob: Blob) -> Resolved:
@@ -235,13 +236,6 @@ def _resolve_sif(blob: Blob) -> Resolved:
         config = _parse_config(file, sif.config) if sif.config else {}
     os.unlink(STORED)
     return _made(blob, config or _recovered_config())
-
-
-_RESOLVERS: Dict[str, Callable[[Blob], Resolved]] = {
-    detect.TAR: _resolve_tar,
-    detect.SQUASHFS: _resolve_squashfs,
-    detect.SIF: _resolve_sif,
-}
 
 
 def _copy_part(file: BinaryIO, part: Part) -> None:
@@ -304,9 +298,9 @@ def _resolve_archive(kind: str, source: Source, access: Access) -> Resolved:
 
 
 def _complaint(text: str) -> HpcwrapError:
-    for pattern, kind, meaning, hint in RULES:
-        if re.search(pattern, text):
-            return kind(meaning, hint)
+    for rule in RULES:
+        if re.search(rule.pattern, text):
+            return rule.kind(rule.meaning, rule.hint)
     return UserError(f"is broken: {text[:500]}")
 
 

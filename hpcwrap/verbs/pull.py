@@ -69,6 +69,8 @@ def reference_of(loaded: Config, name: str) -> str:
     near = closest(name, known, otherwise="")
     if near:
         log.warn(f"there is no environment {name} ({near}); taking it for a reference")
+    if os.path.exists(name) and not os.path.isabs(name):
+        log.warn(f"taking {name} for a reference; the file here is {os.path.abspath(name)}")
     return name
 
 

@@ -20,12 +20,20 @@ from registries import INDEX, LAYER, MANIFEST, Cli, Layout
 from sifs import JSON, Thing, make_sif, partition
 from trees import Groups, Tree, mounted, read_tree
 
+from hpcwrap.config import load_config
 from hpcwrap.errors import UserError
 from hpcwrap.image.pull import PullOptions, pull
 from hpcwrap.image.store import Store
 from hpcwrap.job import User
+from hpcwrap.verbs.pull import reference_of
 
-pytestmark = [pytest.mark.registry, pytest.mark.privileged]
+pytestmark = [
+    pytest.mark.registry,
+    pytest.mark.privileged,
+    pytest.mark.skipif(
+        not shutil.which("sqfs2tar"), reason="needs squashfs-tools-ng (see tools/packages)"
+    ),
+]
 
 CONFIG = {"Env": ["PATH=/usr/bin", "X=a b"], "WorkingDir": "/opt", "Cmd": ["tool"]}
 SCRIPT = 'export PATH="/usr/bin"\nexport X="${X:-"a b"}"\n'
@@ -247,6 +255,15 @@ def test_an_environment_can_have_any_source(cli: Cli, made: Made) -> None:
     assert [row["environments"] for row in rows] == [["mine"]]
 
 
+def test_the_name_of_a_file_is_a_reference(
+    cli: Cli, made: Made, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(made.tree)
+    for name, warns in (("etc", True), ("nothing", False), (f"{made.tree}/etc", False)):
+        assert reference_of(load_config(cli.settings), name) == name
+        assert (f"the file here is {made.tree}/{name}" in capsys.readouterr().err) == warns
+
+
 def test_of_an_archive_of_several_images_one_is_named(cli: Cli, made: Made) -> None:
     archive = made.directory / "two.tar"
     merge(copied(made, "docker-archive:a.tar:h/a:1"), ["h/a:1", "h/b:2"], archive)
@@ -307,6 +324,28 @@ def test_a_layout_for_other_machines(cli: Cli, made: Made) -> None:
 def test_broken_files(cli: Cli, made: Made, make: Any, reason: str) -> None:
     assert reason in refused(cli, str(make(made)))
     assert os.listdir(cli.store + "/tmp") == []
+
+
+@pytest.mark.parametrize(
+    ("make", "size"),
+    [
+        (lambda made: str(make_tar(made)), "2m"),
+        (lambda made: copied(made, "oci-archive:a.tar"), "5m"),
+        (docker_save, "5m"),
+        (make_sif_with_config, "5m"),
+        (make_sif_with_config, "8m"),
+    ],
+    ids=["tar", "oci-archive", "docker-archive", "sif", "sqfs2tar"],
+)
+def test_a_store_that_is_full(cli: Cli, made: Made, make: Any, size: str) -> None:
+    path = make(made)
+    os.mkdir(cli.store)
+    run("mount", "-t", "tmpfs", "-o", f"size={size},mode=0755", "tmpfs", cli.store)
+    try:
+        assert "the store is full" in refused(cli, path)
+        assert os.listdir(cli.store + "/tmp") == []
+    finally:
+        run("umount", cli.store)
 
 
 def cut(path: Path, size: int) -> Path:
