@@ -8,6 +8,7 @@ import os
 from contextlib import suppress
 
 from hpcwrap.config import load_config
+from hpcwrap.image.allow import check_source
 from hpcwrap.image.digest import hex_digits
 from hpcwrap.image.exchange import name_in
 from hpcwrap.image.publish import change_document, publish_link
@@ -49,8 +50,11 @@ def run(arguments: argparse.Namespace) -> int:
     text = reference_of(loaded, arguments.name) if arguments.name else name_in(path)
     name = parse_key(text)[0]
     source = f"oci-archive:{path}"
+    # The site's list of allowed images is for names, and the name of this one is not its file's.
+    check_source(parse_source(name), loaded.settings.allow_images)
+    options = options_from(loaded.settings)._replace(allow_images=())
     with view(quiet=arguments.quiet or arguments.json) as report:
-        pulled = pull(source, store, options_from(loaded.settings), report)
+        pulled = pull(source, store, options, report)
     done = Pulled(rename(store, source, name, pulled), pulled.new, pulled.milliseconds)
     setup_slurm.renew_table(arguments.config)
     if arguments.json:

@@ -15,6 +15,7 @@ from registries import Cli
 from tars import Member, make_layer
 
 from hpcwrap.image import lease
+from hpcwrap.image.cache import bring
 from hpcwrap.image.store import Store
 
 pytestmark = pytest.mark.registry
@@ -89,6 +90,22 @@ def test_a_pull_keeps_the_store_to_its_size(push: Any, cli: Cli, store: Store) -
         file.write(f"store_size: {2 * size + size // 2}\n")
     assert cli("pull", "--quiet", pushed[2].reference).returncode == 0
     assert {image.digest for image in store.images()[0]} == {one.digest for one in pushed[1:]}
+
+
+def test_gc_cleans_this_node_s_cache_too(push: Any, cli: Cli, store: Store, root: str) -> None:
+    cache = Store(f"{root}/cache")
+    for name in "ab":
+        pushed = push(f"cached/{name}:1", [make_layer([Member(name)])])
+        cli("pull", "--quiet", pushed.reference)
+        image = store.find(pushed.reference)
+        assert image is not None
+        bring(store, cache, image, 1 << 30)
+        os.utime(cache.document_path(image.digest), (9, ord(name)))
+    with open(cli.settings, "a") as file:
+        file.write(f"cache: {cache.root}\ncache_size: {image.size}\n")
+    done = json.loads(cli("image", "gc", "--json").stdout)
+    assert [item["name"].split(":1")[0][-1] for item in done if item["kind"] == "image"] == ["a"]
+    assert len(store.images()[0]) == 2
 
 
 def test_rm_says_which_job_uses_an_image(push: Any, cli: Cli, store: Store) -> None:
@@ -202,6 +219,11 @@ def test_import_keeps_the_name(exported: Any, root: str) -> None:
     found = Store(other.store).find(pushed.reference)
     assert found is not None
     assert found.config.env == tuple(CONFIG["Env"])
+    with open(other.settings, "a") as file:
+        file.write("allow_images: ['h:1/*']\n")
+    refused = other("image", "import", path)
+    assert refused.returncode == 2
+    assert pushed.reference in refused.stderr
     named = other("image", "import", path, "h:1/b:2")
     assert named.stdout.startswith("h:1/b:2 is in the store")
     assert len(json.loads(other("images", "--json").stdout)) == 2
