@@ -15,6 +15,8 @@ from functools import partial
 from itertools import chain
 from typing import Callable, Collection, FrozenSet, Iterator, List, NamedTuple
 
+from hpcwrap import log
+from hpcwrap.errors import HpcwrapError
 from hpcwrap.human import format_age, format_size
 from hpcwrap.image import lease
 from hpcwrap.image.cache import last_use
@@ -74,7 +76,7 @@ class Item(NamedTuple):
 def collect(store: Store, rules: Rules, *, dry_run: bool = False) -> Iterator[Item]:
     """Remove garbage; what was removed, or would be with dry_run, one after the other."""
     for item in find_garbage(store, rules):
-        if dry_run or item.remove():
+        if dry_run or _is_removed(item):
             yield item
 
 
@@ -92,13 +94,21 @@ def find_garbage(store: Store, rules: Rules) -> Iterator[Item]:
     )
 
 
+def _is_removed(item: Item) -> bool:
+    try:
+        return item.remove()
+    except (OSError, HpcwrapError) as error:
+        log.warn(f"cannot remove the {item.kind} {item.name}: {error}")
+        return False
+
+
 def mend(store: Store) -> None:
     """End what killed processes began, and remove nothing else: for a node's cache, which nobody
     collects.
     """
     rules = Rules()
     for item in chain(_half_removed(store, rules), _leftovers(store), _locks(store)):
-        item.remove()
+        _is_removed(item)
 
 
 def in_use(store: Store, rules: Rules, digest: str) -> bool:

@@ -121,6 +121,8 @@ def repair_image(store: Store, digest: str, pull_again: PullAgain) -> str:
                     set_aside(store, path)
     except BusyError:
         return "left as it is: somebody pulls or removes it just now"
+    except OSError as error:
+        return f"left as it is: {error}"
     if private:
         return "set aside; it is a user's, whose next job pulls it again"
     return _pull_one(store, sources, pull_again)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from pathlib import Path
 from typing import Any, List, Tuple
@@ -138,3 +139,20 @@ def test_the_layer_cache_keeps_to_its_bound(store: Store) -> None:
     assert removed(store, Rules(layers=250), dry_run=True) == [("layers", str(blobs))]
     assert removed(store, Rules(layers=250)) == [("layers", str(blobs))]
     assert sorted(path.name[0] for path in blobs.iterdir()) == ["2", "3"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="sets a file's attribute")
+def test_what_cannot_be_removed_is_a_warning(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stuck, free = add(store, "stuck:1"), add(store, "free:1")
+    path = store.squashfs_path(stuck)
+    if subprocess.run(["chattr", "+i", path], check=False).returncode:
+        pytest.skip("this file system has no immutable files")
+    try:
+        kinds = removed(store, ALL)
+        assert ("image", f"free:1 ({free[7:19]})") in kinds
+        assert "image" not in [kind for kind, name in kinds if name.startswith("stuck")]
+        assert "cannot remove the image stuck:1" in capsys.readouterr().err
+    finally:
+        subprocess.run(["chattr", "-i", path], check=True)
