@@ -191,8 +191,10 @@ class _Layers:
                 found = item.stat()
                 if found.st_ino not in self.following and found.st_size >= FOLLOW_FROM:
                     self.following[found.st_ino] = Spool(item.path)
-        for spool in self.following.values():
+        for inode, spool in [*self.following.items()]:
             spool.ended()  # raises when it has become too large
+            if spool.abandoned():
+                self.following.pop(inode).give_up()
 
     def _take(self, blob: Blob) -> None:
         """Give a whole blob its spool: the one that followed it, or a new one if there is room."""

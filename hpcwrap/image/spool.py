@@ -62,6 +62,17 @@ class Spool:
         """Say that the blob is whole and is what its digest says."""
         self._finished.set()
 
+    def abandoned(self) -> bool:
+        """Whether the blob was removed: its download broke off, and skopeo began a new file."""
+        return os.fstat(self._blob.fileno()).st_nlink == 0
+
+    def give_up(self) -> None:
+        """Stop decompressing; what there is goes away with this object."""
+        self._finished.set()
+        if self._child:
+            self._child.kill()
+            self._child.wait()
+
     def ended(self) -> bool:
         """Whether the whole layer is there.
 

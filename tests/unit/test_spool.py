@@ -122,13 +122,18 @@ def test_layers_side_by_side_are_told_apart_by_their_inodes(
 def test_a_layer_that_is_cut_and_comes_again(tmp_path: Path, layers: _Layers) -> None:
     append(tmp_path / ONE, BLOBS[1][:HALF])
     layers.coming()
+    (cut,) = layers.following.values()
     (tmp_path / ONE).unlink()
+    layers.coming()
+    assert layers.following == {}
+    assert cut._child is not None
+    assert cut._child.returncode is not None
     for number, name in enumerate((TWO, ONE)):
         append(tmp_path / name, BLOBS[number])
         layers.coming()
         finish(tmp_path, name, number)
     assert contents(layers) == LAYERS
-    assert len(layers.following) == 1  # the one that was cut: it counts for nothing
+    assert layers.following == {}
 
 
 def test_a_layer_is_none_before_skopeo_names_it(tmp_path: Path, layers: _Layers) -> None:
