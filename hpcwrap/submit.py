@@ -60,15 +60,16 @@ def own_image(wanted: Request, settings: Settings) -> Environment:
     Raises UserError where the site does not allow the image.
     """
     text = wanted.container or ""
+    said = f"{wanted.origin}={text[:MAX_TEXT]}" if wanted.origin.startswith("--") else text
     if not settings.user_images:
         raise UserError(
-            f"cannot use {wanted.origin}={text}: it is a path or an image, and this site allows "
+            f"cannot use {said}: it is a path or an image, and this site allows "
             "its environments only",
             "see `hpcwrap env list`",
         )
     if not is_plain(text):
         raise UserError(
-            f"cannot use {wanted.origin}={text[:64]}: an image's name or path has letters, digits "
+            f"cannot use {said}: an image's name or path has letters, digits "
             f"and ._-/:@+=,~ only, {MAX_TEXT} at most"
         )
     from hpcwrap.image.allow import check_source

@@ -55,8 +55,7 @@ def supply(choice: Choice, job: Job, config_file: str) -> Supplied:
     for _ in range(ATTEMPTS):
         image, times = supplier.find_or_pull()
         if supplier.keep(image):
-            copy, more = supplier.bring(image)
-            return Supplied(copy, tuple(supplier.held), {**times, **more}, supplier.warning)
+            return supplier.bring_or_give_back(image, times)
     raise SiteError(
         f"cannot keep the image {choice.environment.image}: it is removed from the store again "
         "and again",
@@ -183,6 +182,18 @@ class _Supplier:
             return True
         lease.drop(self.store, digest, self.job.node, self.job.id)
         return False
+
+    def bring_or_give_back(self, image: Image, times: Dict[str, float]) -> Supplied:
+        """What the job gets, from the node's copy if there can be one."""
+        try:
+            copy, more = self.bring(image)
+        except BaseException:
+            self.supplied(image, times).give_back(self.job)
+            raise
+        return self.supplied(copy, {**times, **more})
+
+    def supplied(self, image: Image, times: Dict[str, float]) -> Supplied:
+        return Supplied(image, tuple(self.held), times, self.warning)
 
     def bring(self, image: Image) -> Tuple[Image, Dict[str, float]]:
         """The node's own copy, where the site wants one, kept as well; what was waited for it."""

@@ -9,9 +9,10 @@ from contextlib import suppress
 from hpcwrap import enter, epilog, paths, prolog
 from hpcwrap.errors import UserError
 from hpcwrap.job import User, find_user
-from hpcwrap.request import Request
+from hpcwrap.request import make_request
 from hpcwrap.schedulers import load, local
 
+ENVIRONMENT = "see `hpcwrap env list`; NAME@sha256:… for an image that it had before"
 EPILOG = """\
 Root prepares the container, and the given user joins it without any privilege.
 
@@ -34,14 +35,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[=VALUE]",
         help="a variable for the command; without a value, ours is passed on",
     )
-    parser.add_argument("environment", metavar="ENVIRONMENT", help="see `hpcwrap env list`")
+    parser.add_argument("environment", metavar="ENVIRONMENT", help=ENVIRONMENT)
     parser.add_argument("command", nargs=argparse.REMAINDER, help="default: a shell")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prolog, enter and epilog in a row; the command's exit code is ours."""
     job = local.make_job(find_caller(arguments.user))
-    request = Request(arguments.environment, "hpcwrap run")
+    request = make_request(arguments.environment, "hpcwrap run")
     config_file = arguments.config or paths.CONFIG_FILE
     sweep()
     try:

@@ -31,6 +31,13 @@ def make_versions(site: Site) -> Iterator[List[str]]:
     hpcwrap(site, "setup", "slurm", "--table")
 
 
+def forge(site: Site, change: str) -> None:
+    """Change slurmctld's table by sed and have it read."""
+    newer = f"touch -d @$(($(stat -c %Y {SLURM_LUA}) + 1)) {SLURM_LUA}"
+    script = f"sed -i '{change}' /var/lib/hpcwrap/slurm_table.lua; {newer}"
+    site.need("cluster", "exec", "ctl", "sh", "-c", script)
+
+
 def move_tag(site: Site) -> None:
     push(site, "moving:latest", "2")
     assert "is now" in hpcwrap(site, "image", "refresh", "moving")
@@ -105,9 +112,7 @@ def test_a_pin_that_went_round_the_filter_gets_no_other_image(
     """On the node: the store has the image, but the environment's repository does not."""
     job = site.batch(SCRIPT, "--container=busybox-1")
     digest = job.output.split("@")[1].split()[0]
-    table = "/var/lib/hpcwrap/slurm_table.lua"
-    forged = f"sed -i 's/{versions[0]}/{digest}/g' {table}; touch -d '+2 sec' {SLURM_LUA}"
-    site.need("cluster", "exec", "ctl", "sh", "-c", forged)
+    forge(site, f"s/{versions[0]}/{digest}/g")
     try:
         job = site.batch(SCRIPT, f"--container=moving@{digest}")
     finally:
@@ -134,10 +139,9 @@ def test_leases_last_as_long_as_the_job(site: Site) -> None:
 def test_a_tag_is_looked_up_again_beside_the_job(site: Site, versions: List[str]) -> None:
     """With the policy always, and no pin: the job runs what is there, the next one what is new."""
     site.add_settings("pull", "pull: always\n")
-    table = "sed -i 's/pins_until = .*/pins_until = 1,/' /var/lib/hpcwrap/slurm_table.lua"
     try:
         hpcwrap(site, "setup", "slurm", "--table")
-        site.need("cluster", "exec", "ctl", "sh", "-c", f"{table}; touch -d '+2 sec' {SLURM_LUA}")
+        forge(site, "s/pins_until = .*/pins_until = 1,/")
         push(site, "moving:latest", "2")
         job = site.batch(SCRIPT, "--container=moving")
         assert job.output == f"moving@{versions[0]} version=1\n"
