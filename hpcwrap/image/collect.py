@@ -106,9 +106,13 @@ def mend(store: Store) -> None:
     """End what killed processes began, and remove nothing else: for a node's cache, which nobody
     collects.
     """
-    rules = Rules()
-    for item in chain(_half_removed(store, rules), _leftovers(store), _locks(store)):
+    for item in chain(unfinished(store), _locks(store)):
         _is_removed(item)
+
+
+def unfinished(store: Store) -> Iterator[Item]:
+    """What killed processes began and nobody works on any more."""
+    return chain(_half_removed(store, Rules()), _leftovers(store))
 
 
 def in_use(store: Store, rules: Rules, digest: str) -> bool:

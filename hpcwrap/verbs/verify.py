@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from typing import List
+from typing import Iterator, List
 
 from hpcwrap.config import Config, load_config
 from hpcwrap.errors import EXIT_SITE
+from hpcwrap.image.collect import unfinished
 from hpcwrap.image.pull import options_from, pull
 from hpcwrap.image.store import Store
 from hpcwrap.image.verify import Finding, PullAgain, verify, verify_links
@@ -16,6 +17,8 @@ from hpcwrap.verbs.gc import writable
 from hpcwrap.verbs.images import digest_of_name
 from hpcwrap.verbs.meter import OnBytes, meter
 from hpcwrap.verbs.pullview import count
+
+LEFTOVER = "leftover"
 
 EPILOG = """\
 Reads every squashfs and compares it with the checksum that it had when it was made.  With --repair,
@@ -48,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps([one._asdict() for one in found], indent=2))
     else:
         print("\n".join(lines(found)))
-    bad = [one for one in found if one.problem and not repaired(one)]
+    bad = [one for one in found if one.problem and one.kind != LEFTOVER and not repaired(one)]
     return EXIT_SITE if bad else 0
 
 
@@ -63,7 +66,16 @@ def findings(
     found = list(verify(store, store.digests(), again, on_bytes))
     if os.path.isdir(store.refs_directory):
         found += verify_links(store, repair=arguments.repair)
+    if os.access(store.images_directory, os.W_OK):
+        found += verify_rest(store, repair=arguments.repair)
     return found
+
+
+def verify_rest(store: Store, *, repair: bool) -> Iterator[Finding]:
+    """What killed pulls and removals left: no damage, for nobody sees it, but in the way."""
+    for item in unfinished(store):
+        done = "removed" if repair and item.remove() else ""
+        yield Finding(LEFTOVER, item.name, item.reason, done)
 
 
 def puller(loaded: Config, store: Store) -> PullAgain:

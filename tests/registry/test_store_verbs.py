@@ -144,6 +144,18 @@ def test_verify_finds_and_repairs(push: Any, cli: Cli, store: Store) -> None:
     ]
 
 
+def test_verify_tells_of_what_kills_left(push: Any, cli: Cli, store: Store) -> None:
+    pushed = push("left:1", [LAYER])
+    cli("pull", "--quiet", pushed.reference)
+    os.unlink(store.document_path(pushed.digest))
+    Path(store.refs_directory, ".x.new").touch()
+    told = cli("image", "verify")
+    assert (told.returncode, told.stdout.count("left by a killed")) == (0, 2)
+    assert cli("image", "verify", "--repair").stdout.count("; removed") == 2
+    assert cli("image", "verify").stdout == "1 reference is well\n"
+    assert os.listdir(store.images_directory) == []
+
+
 @pytest.fixture
 def exported(push: Any, cli: Cli, root: str) -> Any:
     """A pushed image, and the file into which it was exported."""
