@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from typing import Any, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
@@ -77,16 +77,16 @@ JUNK = st.one_of(
 )
 
 
-CHANGES = ("field", "field", "field", "byte", "drop", "cut")
+CHANGES = st.sampled_from(("field", "field", "field", "byte", "drop", "repeat", "cut"))
 
 
 @st.composite
-def damaged(draw: st.DrawFn, changes: Sequence[str] = (*CHANGES, "repeat")) -> bytes:
+def damaged(draw: st.DrawFn) -> bytes:
     """A stream with changed fields, lost, repeated or foreign blocks; its checksums fit mostly."""
     stream = bytearray(draw(st.sampled_from(STREAMS)))
     for _ in range(draw(st.integers(1, 4))):
         block = BLOCK * draw(st.integers(0, len(stream) // BLOCK - 1))
-        change = draw(st.sampled_from(changes))
+        change = draw(CHANGES)
         if change == "drop":
             del stream[block : block + BLOCK]
         elif change == "repeat":
@@ -145,24 +145,25 @@ def test_bytes_that_are_no_tar_stream(layer: bytes) -> None:
 
 
 @looking(500)
-@given(damaged(CHANGES))
+@given(damaged())
 def test_what_tarfile_reads_we_read_alike(layer: bytes) -> None:
     try:
         with tarfile.open(fileobj=io.BytesIO(layer), mode="r:", errorlevel=2) as archive:
             theirs = {info.offset_data: info for info in archive.getmembers() if info.isreg()}
         ours = index_layer(memoryview(layer))
     except (tarfile.TarError, ValueError, IndexError, KeyError, LayerError):
-        # Each of them takes things that the other one does not; of two long names in a row tarfile
-        # takes the first one, against all others, and so none is repeated here.
+        # Each of them takes things that the other one does not; tarfile has no error of its own.
         return
     for index in range(len(ours)):
         entry = ours.entry(index)
         info = theirs.get(entry.data)
         if entry.kind == FILE and info is not None:
-            path = os.path.normpath(b"/" + os.fsencode(info.name)).lstrip(b"/")
-            # An empty name takes a name back (pax(1)), but not for tarfile.
-            path = path or entry.path
-            assert (path, info.size, info.uid) == (entry.path, entry.fields.size, entry.fields.uid)
+            assert (info.size, info.uid) == (entry.fields.size, entry.fields.uid)
+            # Of several long names tarfile takes the first, an empty one takes none back, and it
+            # sees a prefix in GNU's headers, which have times there.
+            name = os.path.basename(os.path.normpath(os.fsencode(info.name)))
+            if name and entry.data - entry.start <= 3 * BLOCK:
+                assert name in (b".", b"..", os.path.basename(entry.path))
 
 
 @pytest.mark.skipif(not shutil.which("mksquashfs"), reason="needs mksquashfs (squashfs-tools)")
