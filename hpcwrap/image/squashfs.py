@@ -34,10 +34,11 @@ def command(output: str, plan: Plan, form: Format) -> List[str]:
     argv += ["-tar", "-noappend", "-no-progress", "-quiet"]
     # It can leave out none by name: only what pax.user_attributes() lets through reaches it.
     argv += ["-xattrs" if plan.tagged else "-no-xattrs"]
-    argv += ["-processors", str(len(os.sched_getaffinity(0)))]
-    # A quarter of the memory is its default, and the node has jobs; more than this is no faster,
-    # for then the pages that it takes are new ones each time (docs/decisions/0018).
-    argv += ["-mem", "64M"]
+    processors = len(os.sched_getaffinity(0))
+    argv += ["-processors", str(processors)]
+    # For blocks that wait: a quarter of the machine's memory by default, and the node has jobs.
+    # More than this is no faster (docs/decisions/0018).
+    argv += ["-mem", f"{32 + 2 * processors}M"]
     argv += ["-root-mode", f"{plan.root.mode:o}"]
     argv += ["-root-uid", str(plan.root.uid), "-root-gid", str(plan.root.gid)]
     argv += ["-comp", form.compression]
