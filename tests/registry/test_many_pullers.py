@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +18,8 @@ from killing import Ended
 from registries import Registry
 from tars import Member, make_layer
 
-from hpcwrap.image.store import Store
+from hpcwrap.image.cache import bring
+from hpcwrap.image.store import Image, Store
 from hpcwrap.image.workspace import BusyError, ensure_store, locked
 
 pytestmark = pytest.mark.registry
@@ -69,6 +71,39 @@ def test_another_takes_over_when_the_puller_is_killed(
     assert sorted(json.loads(out)["new"] for out, _, _ in results[1:]) == [False, False, True]
     assert front.downloads(digest) == 2
     assert killing.left_over(store) == []
+
+
+def test_the_jobs_of_a_node_make_one_copy(push: Any, cli: Any, root: str) -> None:
+    pushed = push("copies:1", [make_layer([Member("big", content=os.urandom(8_000_000))])])
+    assert cli("pull", "--quiet", pushed.reference).returncode == 0
+    site, own = Store(cli.store), Store(f"{root}/cache")
+    image = site.find_digest(pushed.digest)
+    assert image
+    children = [begin(lambda: copies_made(site, own, image)) for _ in range(8)]
+    made = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    assert sorted(made) == [0] * 7 + [1]
+    assert own.digests() == [pushed.digest]
+
+
+def begin(work: Callable[[], int]) -> int:
+    """Start a child process that ends with what `work` returns."""
+    child = os.fork()
+    if child == 0:
+        code = 70
+        try:
+            code = work()
+        finally:
+            os._exit(code)
+    return child
+
+
+def copies_made(site: Store, own: Store, image: Image) -> int:
+    """Bring an image into a node's cache; how many squashfs files this process put there."""
+    renamed = []
+    sys.addaudithook(lambda event, of: renamed.append(of[1]) if event == "os.rename" else None)
+    found = bring(site, own, image, 1 << 30)
+    assert found.squashfs == own.squashfs_path(image.digest)
+    return renamed.count(found.squashfs)
 
 
 def pullers(store: Store) -> List[str]:
