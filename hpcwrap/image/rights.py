@@ -5,6 +5,7 @@ For what a user's own files and programs say; they may lie on a file system that
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import select
@@ -67,6 +68,7 @@ def _become(identity: Optional[run.Identity], pipe: int) -> None:
     os.setpgid(0, 0)  # a helper that it starts is to end with it
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
+    gc.freeze()  # what the parent left open is not to be closed by a number that is used anew
     # The parent's locks and files are not the user's.
     os.closerange(3, pipe)
     os.closerange(pipe + 1, os.sysconf("SC_OPEN_MAX"))

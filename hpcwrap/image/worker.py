@@ -8,6 +8,7 @@ result as lines of JSON in a pipe.
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import os
 import select
@@ -150,6 +151,8 @@ def become(identity: Optional[run.Identity], keep: Sequence[int]) -> None:
     """Turn a forked child into `identity` (None: ourselves), which has no descriptor but `keep`."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
+    # A file object that the parent left would close a number that is another file's by then.
+    gc.freeze()
     # Locks of the parent must not live on in here: flock(2) belongs to the open file.
     for name in os.listdir("/proc/self/fd"):
         if int(name) > 2 and int(name) not in keep:

@@ -13,7 +13,9 @@ from hpcwrap.image.digest import digest_of
 from hpcwrap.image.reference import parse_reference
 from hpcwrap.image.transport import Download, resolve
 
-IMPATIENT = Access(timeout=0.6, retries=2)
+STEADY = Access(timeout=20.0, retries=2)
+IMPATIENT = STEADY._replace(timeout=0.8)
+"""For what is silent: on a busy machine all else may be that for as long."""
 
 
 def fetch(text: str, access: Access = ANONYMOUS, directory: str = "download") -> Download:

@@ -22,13 +22,16 @@ from fault_proxy import (
     stall,
     trickle,
 )
-from fetching import IMPATIENT, fetch, names_below
+from fetching import IMPATIENT, STEADY, fetch, names_below
 from registries import Layout, Pushed, Registry
 from tars import Member, make_layer
 
 from hpcwrap.errors import HpcwrapError, SiteError, UserError
 from hpcwrap.image import skopeo
+from hpcwrap.image.access import Access
+from hpcwrap.image.pull import PullOptions, pull
 from hpcwrap.image.reference import parse_reference
+from hpcwrap.image.store import Store
 from hpcwrap.image.transport import Download, resolve
 
 pytestmark = pytest.mark.registry
@@ -77,40 +80,28 @@ def gets(proxy: FaultProxy, pushed: Pushed) -> List[int]:
 
 @pytest.mark.parametrize("where", ["manifests", "blobs"])
 @pytest.mark.parametrize(
-    "behave",
+    ("behave", "access"),
     [
-        refuse(500),
-        refuse(502),
-        refuse(503),
-        refuse(429, retry_after="0"),
-        cut(10),
-        cut(0),
-        cut(10, reset=True),
-        overstate,
-        stall(10),
-        stall(0),
-        late(2.0),
+        (refuse(500), STEADY),
+        (refuse(502), STEADY),
+        (refuse(503), STEADY),
+        (refuse(429, retry_after="0"), STEADY),
+        (cut(10), STEADY),
+        (cut(0), STEADY),
+        (cut(10, reset=True), STEADY),
+        (overstate, STEADY),
+        (stall(10), IMPATIENT),
+        (stall(0), IMPATIENT),
+        (late(3.0), IMPATIENT),
     ],
-    ids=[
-        "500",
-        "502",
-        "503",
-        "429",
-        "cut",
-        "cut-at-0",
-        "reset",
-        "long",
-        "stall",
-        "stall-0",
-        "late",
-    ],
+    ids=["500", "502", "503", "429", "cut", "cut-0", "reset", "long", "stall", "stall-0", "late"],
 )
 def test_what_passes_is_tried_again(
-    text: str, proxy: FaultProxy, pushed: Pushed, where: str, behave: Behave
+    text: str, proxy: FaultProxy, pushed: Pushed, where: str, behave: Behave, access: Access
 ) -> None:
     pattern = blob(pushed) if where == "blobs" else "GET .*/manifests/"
     proxy.fault(pattern, behave, times=1)
-    fetch(text, IMPATIENT)
+    fetch(text, access)
     assert proxy.faults[0].left == 0
     if where == "blobs":
         assert gets(proxy, pushed) == [1, 1, 2]
@@ -121,7 +112,7 @@ def test_what_is_whole_is_not_downloaded_again(
 ) -> None:
     proxy.fault(blob(pushed, 1), cut(100), times=2)
     proxy.fault(blob(pushed, 2), late(0.1))
-    fetch(text, IMPATIENT)
+    fetch(text, STEADY)
     assert gets(proxy, pushed) == [1, 3, 1]
 
 
@@ -129,7 +120,7 @@ def test_progress_makes_patient(text: str, proxy: FaultProxy, pushed: Pushed) ->
     # Four failures in all are more than two retries, but never three without a blob between them.
     proxy.fault(blob(pushed, 1), cut(100), times=2)
     proxy.fault(blob(pushed, 2), cut(100), times=4)
-    fetch(text, IMPATIENT)
+    fetch(text, STEADY)
     assert gets(proxy, pushed) == [1, 3, 5]
 
 
@@ -207,7 +198,7 @@ def test_what_is_an_answer_is_not_asked_again(
 ) -> None:
     proxy.fault(f"GET .*/{pattern}/", behave, times=1)
     with pytest.raises(kind) as caught:
-        fetch(text, IMPATIENT)
+        fetch(text, STEADY)
     assert isinstance(caught.value, kind)
     assert caught.value.sentence() == f"cannot pull the image {text}: {meaning}"
     assert proxy.faults[0].left == 0
@@ -230,7 +221,7 @@ def test_lies_are_seen(
     }
     proxy.fault(at[which], behave)
     with pytest.raises(SiteError) as caught:
-        fetch(text, IMPATIENT)
+        fetch(text, STEADY)
     assert proxy.faults[0].left < 1 << 30
     assert caught.value.sentence() == (
         f"cannot pull the image {text}: a digest did not match what the registry sent ({CHANGED})"
@@ -243,7 +234,7 @@ def test_another_image_than_its_digest(text: str, proxy: FaultProxy, push: Any) 
     first = push("faults:other", LAYERS[:1])
     proxy.fault(f"GET .*/manifests/{first.digest}", exchange(b'{"schemaVersion": 2}'))
     with pytest.raises(SiteError, match="a digest did not match"):
-        fetch(f"{proxy.host}/faults@{first.digest}", IMPATIENT)
+        fetch(f"{proxy.host}/faults@{first.digest}", STEADY)
 
 
 @pytest.mark.parametrize("header", [{"retry_after": "1"}, {}], ids=["asked", "by-itself"])
@@ -293,3 +284,15 @@ def test_waits_grow_and_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     assert min(lasts) > max(firsts)
     assert max(lasts) <= skopeo.MAX_DELAY
     assert len(set(firsts)) > 10
+
+
+def test_a_pull_that_is_cut_makes_the_same_image(push: Any, proxy: FaultProxy, root: str) -> None:
+    layers = [make_layer([Member(name, content=os.urandom(4_000_000))]) for name in "ab"]
+    pushed = push("faults:large", layers)
+    proxy.fault(blob(pushed, 0), cut(3_000_000), times=1)
+    proxy.fault(blob(pushed, 1), stall(2_000_000), times=1)
+    options = PullOptions(access=IMPATIENT)
+    image = pull(f"{proxy.host}/faults:large", Store(root + "/cut"), options).image
+    assert [fault.left for fault in proxy.faults] == [0, 0]
+    whole = pull(pushed.reference, Store(root + "/whole")).image
+    assert Path(image.squashfs).read_bytes() == Path(whole.squashfs).read_bytes()

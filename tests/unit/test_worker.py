@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import tempfile
@@ -155,3 +156,23 @@ def test_the_worker_keeps_nothing_of_root() -> None:
 def test_guarded_commands_can_gain_no_rights() -> None:
     status = output(guarded(["cat", "/proc/self/status"])).decode()
     assert "NoNewPrivs:\t1" in status
+
+
+def test_the_parents_rubbish_closes_no_file_of_the_worker(tmp_path: Path) -> None:
+    rubbish: List[Any] = [(tmp_path / "file").open("w")]
+    number = rubbish[0].fileno()
+
+    def work(_: Report) -> Dict[str, Any]:
+        while os.open("/dev/null", os.O_RDONLY) < number:
+            pass
+        gc.collect()
+        os.fstat(number)
+        return {}
+
+    gc.disable()
+    try:
+        rubbish.append(rubbish)
+        del rubbish
+        assert call(work, tmp_path) == ({}, [])
+    finally:
+        gc.enable()
