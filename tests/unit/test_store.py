@@ -25,9 +25,11 @@ from hpcwrap.image.store import ImageConfig, Store, allowed, file_name, parse_co
 from hpcwrap.image.worker import Report, work_as
 from hpcwrap.image.workspace import (
     ensure_store,
+    leftovers,
     locked,
     locked_unless,
     new_file,
+    remove_leftover,
     remove_lock,
     workspace,
 )
@@ -456,3 +458,22 @@ def test_a_lock_in_use_is_not_removed(store: Store) -> None:
         assert not remove_lock(store, "x")
     assert remove_lock(store, "x")
     assert not remove_lock(store, "x")
+
+
+def test_who_looks_for_leftovers_disturbs_no_writer(store: Store) -> None:
+    end = threading.Event()
+
+    def clean() -> None:
+        while not end.is_set():
+            for path in leftovers(store):
+                remove_leftover(store, path)
+
+    cleaner = threading.Thread(target=clean)
+    cleaner.start()
+    for number in range(200):
+        publish_link(store, f"a:{number}", digest_of(b"x"))
+    end.set()
+    cleaner.join()
+    links, problems = store.links()
+    assert (len(links), problems) == (200, [])
+    assert [name for name in os.listdir(store.refs_directory) if name.startswith(".")] == []
