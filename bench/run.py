@@ -1,4 +1,4 @@
-"""Measure hpcwrap: `make bench`, or bench/run.py [NAME…] [--rounds N] [--json FILE]."""
+"""Measure hpcwrap: `make bench`, or bench/run.py [NAME…] [--all] [--rounds N] [--json FILE]."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def measure_and_show(options: argparse.Namespace) -> int:
     """Measure what was asked for, print each result as it comes, write them all."""
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     results: Dict[str, Result] = {}
-    failed = measure_all(options.names or USUAL, options.rounds, console, results)
+    failed = measure_all(wanted(options), options.rounds, console, results)
     path = options.json or time.strftime(f"{REPOSITORY}/bench/results/%Y%m%d-%H%M%S.json")
     report.write(path, report.document(results))
     console.print(f"All samples are in {os.path.relpath(path)}")
@@ -59,6 +59,11 @@ def measure_and_show(options: argparse.Namespace) -> int:
     if missed:
         console.print(f"Goals were missed in: {', '.join(missed)}")
     return 1 if failed else 0
+
+
+def wanted(options: argparse.Namespace) -> List[str]:
+    """The names of the benchmarks to run."""
+    return list(BENCHMARKS) if options.all else options.names or USUAL
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -71,6 +76,7 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="*", metavar="NAME", choices=[[], *BENCHMARKS])
+    parser.add_argument("--all", action="store_true", help="all of them, pull-large too")
     parser.add_argument("--rounds", type=int, metavar="N", help="instead of each one's own number")
     parser.add_argument("--json", metavar="FILE", help="default: bench/results/TIME.json")
     return parser
