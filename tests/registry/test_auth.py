@@ -250,3 +250,26 @@ def test_the_sites_passwords_open_images_for_everyone(
     assert image.uids == ()
     for name in names_below(Path(cli.store)):
         assert PASSWORD.encode() not in Path(cli.store, name).read_bytes()
+
+
+def test_the_sites_credential_helpers_are_run_by_the_image_user(
+    basic: Registry, root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(root, "docker-credential-site")
+    answer = json.dumps({"Username": NAME, "Secret": PASSWORD})
+    path.write_text(f"#!/bin/sh\nid -u >uid\necho '{answer}'\n")
+    path.chmod(0o755)
+    monkeypatch.setattr(run, "PATH", f"{root}:{run.PATH}")
+    access = Access(auth=json.dumps({"credHelpers": {basic.host: "site"}}).encode())
+    work = Path(root, "work")
+    work.mkdir()
+    uid = 65534 if os.geteuid() == 0 else os.geteuid()
+    os.chown(work, uid, uid)
+    work_as(
+        run.Identity(uid, uid),
+        str(work),
+        lambda _: {"digest": fetch(f"{basic.host}/private/tool:1", access).resolved.digest},
+        lambda _: None,
+        60.0,
+    )
+    assert (work / "uid").read_text() == f"{uid}\n"
