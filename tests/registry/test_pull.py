@@ -69,7 +69,8 @@ def test_an_image_comes_into_the_store(push: Any, store: Store) -> None:
         "usr/bin/tool",
     ]
     assert set(pulled.milliseconds) == {"resolve", "download", "unpack", "convert", "publish"}
-    assert [*dict.fromkeys(p.stage for p in seen)] == ["resolve", "download", "index", "convert"]
+    stages = ["resolve", "notice", "download", "index", "convert"]
+    assert [*dict.fromkeys(p.stage for p in seen)] == stages
     assert left_in_tmp(store) == []
     assert store.find(pushed.reference) == image
 
