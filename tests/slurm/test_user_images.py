@@ -156,3 +156,19 @@ def test_steps_share_the_jobs_image(site: Site, allowed: str) -> None:
     assert "same 3\n" in job.output
     assert "WRONG" not in job.output
     assert f"its job's is {text} (" in job.output
+
+
+def test_where_slurm_runs_bundles_a_bare_path_is_one(site: Site, allowed: str) -> None:
+    site.need("cluster", "exec", "ctl", "touch", "/etc/slurm/oci.conf")
+    try:
+        renew_table(site)
+        held = site.submit(SCRIPT, "--hold", "--container=/home/alice/bundle").stdout.strip()
+        shown = site.job(held)
+        site.alice("scancel", held)
+        job = site.batch(SCRIPT, f"--container=docker://{REGISTRY}/mine:1")
+    finally:
+        site.need("cluster", "exec", "ctl", "rm", "/etc/slurm/oci.conf")
+        renew_table(site)
+    assert "Container=/home/alice/bundle" in shown
+    assert "hpcwrap" not in shown
+    assert job.output.endswith("version=3\nstep 3\n")
