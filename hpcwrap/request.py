@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import NamedTuple, Optional, Tuple
 
-from hpcwrap.environment import NAME_PATTERN
+from hpcwrap.environment import is_name
 
 NONE = "none"
 """`--container=none`: the job opts out of its partition's or account's default."""
@@ -13,11 +12,13 @@ NONE = "none"
 MAX_TEXT = 512
 """Characters of what may be asked for."""
 
-TEXT = re.compile(r"[A-Za-z0-9._/-][A-Za-z0-9._/:@+=,~-]*")
+LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._/:@+=,~-")
 """What a name, a reference or a path may consist of: all that is the same text in a shell, a
 comment of Slurm's, a log and a message."""
 
-_PINNED = re.compile(rf"({NAME_PATTERN})@(sha256:[0-9a-f]{{64}})")
+NOT_FIRST = frozenset(":@+=,~")
+HEX = frozenset("0123456789abcdef")
+DIGEST = "@sha256:"
 
 
 class Request(NamedTuple):
@@ -46,8 +47,10 @@ def make_request(text: str, origin: str) -> Request:
 
 def split_pin(text: str) -> Tuple[str, str]:
     """NAME and DIGEST of ``NAME@sha256:…``; the text and nothing where it is anything else."""
-    found = _PINNED.fullmatch(text)
-    return (found.group(1), found.group(2)) if found else (text, "")
+    name, at, digits = text.partition(DIGEST)
+    if at and is_name(name) and len(digits) == 64 and HEX.issuperset(digits):
+        return name, DIGEST[1:] + digits
+    return text, ""
 
 
 def is_image(container: str) -> bool:
@@ -57,4 +60,6 @@ def is_image(container: str) -> bool:
 
 def is_plain(text: str) -> bool:
     """True for a text that may be carried as it is."""
-    return len(text) <= MAX_TEXT and TEXT.fullmatch(text) is not None
+    if not 0 < len(text) <= MAX_TEXT or text[0] in NOT_FIRST:
+        return False
+    return LETTERS.issuperset(text)

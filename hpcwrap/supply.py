@@ -13,8 +13,7 @@ from typing import Dict, List, NamedTuple, Optional, Tuple
 
 from hpcwrap import run
 from hpcwrap.errors import SiteError, UserError
-from hpcwrap.human import parse_size
-from hpcwrap.image import cache, lease, refresh
+from hpcwrap.image import lease, refresh
 from hpcwrap.image.source import Source, parse_source
 from hpcwrap.image.store import Image, Store, allowed, touch_used
 from hpcwrap.job import Job
@@ -200,6 +199,9 @@ class _Supplier:
         if not self.settings.cache:
             touch_used(image)
             return image, {}
+        from hpcwrap.human import parse_size
+        from hpcwrap.image import cache
+
         copies = Store(self.settings.cache)
         limit = parse_size(self.settings.cache_size)
         began = time.monotonic()
