@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
-
-import jinja2
+from typing import TYPE_CHECKING, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from hpcwrap import paths
 from hpcwrap.config import Config
 from hpcwrap.environment import Environment
+
+if TYPE_CHECKING:
+    import jinja2
 
 VERSION = 2
 FEW = 10
@@ -125,6 +126,9 @@ def named_groups(config: Config) -> List[str]:
 
 def make_engine() -> jinja2.Environment:
     """Make what renders the templates; a hole without a value is an error."""
+    # 20 ms, which a pull that writes no table does not pay.
+    import jinja2
+
     engine = jinja2.Environment(
         loader=jinja2.FileSystemLoader(paths.data("templates")),
         undefined=jinja2.StrictUndefined,
