@@ -16,6 +16,7 @@ from hpcwrap.image.cache import last_use
 from hpcwrap.image.digest import hex_digits
 from hpcwrap.image.lease import Lease, holders
 from hpcwrap.image.remove import find_by_digits, loop_device_of
+from hpcwrap.image.refresh import warning
 from hpcwrap.image.source import parse_source
 from hpcwrap.image.store import Image, Store, parse_key
 from hpcwrap.table import print_table
@@ -67,6 +68,9 @@ def listed(store: Store, loaded: Config) -> List[Listed]:
     links, more = store.links()
     for problem in problems + more:
         log.warn(f"{problem}; see hpcwrap image verify")
+    for link in links:
+        if link.failed:
+            log.warn(f"{link.reference}: {warning(link)}")
     environments = environments_by_reference(loaded)
     rows = []
     for image in images:

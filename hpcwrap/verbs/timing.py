@@ -62,6 +62,8 @@ def show(found: List[Dict[str, Any]]) -> None:
     console = Console()
     console.print(f"job {first['job']} of {first['user']}: {first['environment']}")
     console.print(f"[dim]{first['reference']} {first['digest']}[/dim]")
+    if first.get("warning"):
+        console.print(f"warning: {first['warning']}", markup=False)
     table = Table(box=None, pad_edge=False)
     for title in ("node", "step", "ms", ""):
         table.add_column(title, justify="right" if title == "ms" else "left")

@@ -149,6 +149,7 @@ def test_a_registry_that_is_down_stops_no_job(site: Site) -> None:
     assert started.image.digest == digest
     assert "the registry cannot be reached" in started.warning
     assert "the image is as it was at 20" in started.warning
+    assert started.warning in site.cli("images").stderr
     restart(site.registry)
     done = site.cli("image", "refresh", "tool")
     assert (done.returncode, done.stdout) == (
