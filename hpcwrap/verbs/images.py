@@ -15,8 +15,8 @@ from hpcwrap.human import format_age, format_size, parse_size
 from hpcwrap.image.cache import last_use
 from hpcwrap.image.digest import hex_digits
 from hpcwrap.image.lease import Lease, holders
-from hpcwrap.image.remove import find_by_digits, loop_device_of
 from hpcwrap.image.refresh import warning
+from hpcwrap.image.remove import find_by_digits, loop_device_of
 from hpcwrap.image.source import parse_source
 from hpcwrap.image.store import Image, Store, parse_key
 from hpcwrap.table import print_table
