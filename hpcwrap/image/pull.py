@@ -150,7 +150,7 @@ class _Puller:
         self.options = options
         self.on_progress = on_progress
         self.watch = Stopwatch()
-        self.started = time.time()
+        self.before = store.find_link(source)
         self.deadline = time.monotonic() + options.timeout
         self.identity = find_identity(options.image_user)
 
@@ -172,8 +172,10 @@ class _Puller:
 
     def has_arrived(self) -> bool:
         """Whether somebody else has asked anew since we began, and our user may have the image."""
+        # No comparison with our clock: another node has another, and `resolved` is some time before
+        # the link can be seen.
         link = self.store.find_link(self.source)
-        if link is None or link.resolved < self.started:
+        if link is None or (self.before and self.before.resolved == link.resolved):
             return False
         image = self.store.find_digest(link.digest)
         return image is not None and self.is_for_us(image)
