@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from hpcwrap import run
 from hpcwrap.errors import SiteError, UserError
 from hpcwrap.image import lease, refresh
 from hpcwrap.image.source import Source, parse_source
-from hpcwrap.image.store import Image, Store, allowed, touch_used
+from hpcwrap.image.store import Image, Link, Store, allowed, touch_used
 from hpcwrap.job import Job
 from hpcwrap.submit import Choice
 
@@ -88,10 +88,31 @@ class _Supplier:
 
     def find(self) -> Optional[Image]:
         """The image that this job may have from the store as it is; None for none."""
-        image = self.find_pinned() if self.choice.pin else self.store.find(str(self.source))
-        if image is None or not allowed(image, self.job.user.uid):
-            return None
-        return image if self.is_as_it_was(image) else None
+        if self.choice.pin:
+            return self.if_allowed(self.find_pinned())
+        found = map(self.image_of, self.links())
+        return next((image for image in found if image), None)
+
+    def links(self) -> Iterator[Link]:
+        """What the store knows of the name: what this user's own jobs made of it, then the site's.
+
+        Never another user's: one path is another file on another node, and so is one localhost.
+        """
+        for owner in (self.owner, None) if self.choice.named_by_user else (None,):
+            link = self.store.find_link(self.source, owner)
+            if link:
+                yield link
+
+    @property
+    def owner(self) -> Optional[int]:
+        return self.job.user.uid if self.choice.named_by_user else None
+
+    def image_of(self, link: Link) -> Optional[Image]:
+        image = self.if_allowed(self.store.find_digest(link.digest, str(self.source)))
+        return image if image and self.is_as_it_was(link) else None
+
+    def if_allowed(self, image: Optional[Image]) -> Optional[Image]:
+        return image if image and allowed(image, self.job.user.uid) else None
 
     def find_pinned(self) -> Optional[Image]:
         """The image of the digest, if that was ever the environment's."""
@@ -113,16 +134,15 @@ class _Supplier:
             )
         return str(reference._replace(tag=None, digest=self.choice.pin))
 
-    def is_as_it_was(self, image: Image) -> bool:
+    def is_as_it_was(self, link: Link) -> bool:
         """Whether a user's own file still is what the image was made from; true for all others."""
         if not (self.choice.named_by_user and self.source.local):
             return True
         from hpcwrap.image.reader import stamp_as
 
         user = self.job.user
-        link = self.store.find_link(self.source)
         stamp = stamp_as(run.Identity(user.uid, user.gid, user.groups), self.source)
-        return link is not None and link.digest == image.digest and link.stamp == stamp != ""
+        return link.stamp == stamp != ""
 
     def missing(self) -> UserError:
         name = self.choice.environment.name
@@ -161,12 +181,12 @@ class _Supplier:
 
     def look_at_age(self) -> None:
         """Have the tag looked up again where that is due, and note where it could not be."""
-        link = self.store.find_link(self.source)
+        link = next(self.links(), None)
         if link is None or (self.choice.named_by_user and self.source.local):
             return
         self.warning = refresh.warning(link)
         if refresh.is_due(link, self.settings.pull, time.time()):
-            refresh.start_refresh(self.store, link.reference, self.config_file, self.job.user.name)
+            refresh.start_refresh(self.store, link, self.config_file, self.job.user.name)
 
     # ---- what stays ----
 

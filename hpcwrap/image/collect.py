@@ -164,7 +164,8 @@ def _references(store: Store, rules: Rules) -> Iterator[Item]:
     for link in store.links()[0]:
         gone = not os.path.exists(store.squashfs_path(link.digest))
         old = time.time() - link.resolved >= rules.days * DAY
-        if gone and old and link.reference not in rules.needed:
+        needed = link.owner is None and link.reference in rules.needed
+        if gone and old and not needed:
             reason = f"its image has gone; it was pulled {format_age(link.resolved)}"
             yield Item("reference", link.reference, 0, reason, partial(_forget, store, link))
 
@@ -257,9 +258,9 @@ def _drop(store: Store, digest: str, one: Lease) -> bool:
 
 def _forget(store: Store, link: Link) -> bool:
     try:
-        with locked(store, f"ref-{file_name(link.reference)}", 0.0):
-            now = store.find_link(link.reference)
-            return now == link and _unlink(store.ref_path(link.reference))
+        with locked(store, f"ref-{file_name(link.reference, link.owner)}", 0.0):
+            now = store.find_link(link.reference, link.owner)
+            return now == link and _unlink(store.ref_path(link.reference, link.owner))
     except BusyError:
         return False
 

@@ -57,23 +57,25 @@ def publish_image(store: Store, digest: str, made: str, document: Document) -> N
     write_document(store.document_path(digest), {**document, **own}, mode)
 
 
-def publish_link(store: Store, name: object, digest: str, stamp: str = "") -> None:
+def publish_link(
+    store: Store, name: object, digest: str, stamp: str = "", owner: Optional[int] = None
+) -> None:
     """Remember what a reference was resolved to just now; the caller holds the reference's lock.
 
     `name` is a Reference, a Source or the canonical text of one.
     """
-    old = store.find_link(name)
+    old = store.find_link(name, owner)
     earlier = [one for one in old.history if one != digest] if old else []
     history = (digest, *earlier)[:MAX_HISTORY]
-    write_link(store, Link(str(name), digest, time.time(), history, stamp=stamp))
+    write_link(store, Link(str(name), digest, time.time(), history, stamp=stamp, owner=owner))
 
 
-def note_failure(store: Store, text: str, sentence: str) -> None:
+def note_failure(store: Store, text: str, sentence: str, owner: Optional[int] = None) -> None:
     """Remember why a reference could not be refreshed; until the next publish_link.
 
     The caller holds the reference's lock.
     """
-    link = store.find_link(parse_key(text)[0])
+    link = store.find_link(parse_key(text)[0], owner)
     if link is not None:
         write_link(store, link._replace(failed=sentence, failed_at=time.time()))
 
@@ -82,7 +84,8 @@ def write_link(store: Store, link: Link) -> None:
     """Write a file of refs/; that of a private image is root's alone, as the image is."""
     image = store.find_digest(link.digest)
     mode = ROOTS if image and image.uids else EVERYONES
-    write_document(store.ref_path(link.reference), {"version": VERSION, **link._asdict()}, mode)
+    path = store.ref_path(link.reference, link.owner)
+    write_document(path, {"version": VERSION, **link._asdict()}, mode)
 
 
 def grant(store: Store, digest: str, uid: int) -> None:
@@ -106,7 +109,7 @@ def share(store: Store, digest: str) -> None:
     os.chmod(store.squashfs_path(digest), EVERYONES)
     for link in store.links()[0]:
         if link.digest == digest:
-            os.chmod(store.ref_path(link.reference), EVERYONES)
+            os.chmod(store.ref_path(link.reference, link.owner), EVERYONES)
 
 
 def change_document(store: Store, digest: str, changes: Document) -> None:

@@ -44,7 +44,7 @@ from hpcwrap.image.reader import open_as, stamp_as
 from hpcwrap.image.reference import Reference
 from hpcwrap.image.source import Source, parse_source
 from hpcwrap.image.squashfs import Format
-from hpcwrap.image.store import Image, Store, allowed, file_name
+from hpcwrap.image.store import Image, Link, Store, allowed, file_name
 from hpcwrap.image.transport import Resolved
 from hpcwrap.image.worker import Progress, Report, work_as
 from hpcwrap.image.workspace import ensure_store, locked, locked_unless, workspace
@@ -71,6 +71,11 @@ class PullOptions(NamedTuple):
     store_size: int = 0
     user: Optional[User] = None
     named_by_user: bool = False
+
+    @property
+    def owner(self) -> Optional[int]:
+        """Whose the link is that a pull leaves: of who named the source, in the site's store."""
+        return self.user.uid if self.user and self.named_by_user and os.geteuid() == 0 else None
 
 
 class Pulled(NamedTuple):
@@ -126,7 +131,7 @@ def pull(
     check_source(source, options.allow_images)
     puller = (_FromFile if source.local else _FromRegistry)(source, store, options, on_progress)
     ensure_store(store)
-    name = f"ref-{file_name(str(source))}"
+    name = f"ref-{file_name(str(source), options.owner)}"
     arrived = puller.has_arrived
     new = False
     with locked_unless(store, name, puller.seconds, arrived, puller.say_wait) as held:
@@ -150,7 +155,8 @@ class _Puller:
         self.options = options
         self.on_progress = on_progress
         self.watch = Stopwatch()
-        self.before = store.find_link(source)
+        self.before = store.find_link(source, options.owner)
+        self.digest = ""
         self.deadline = time.monotonic() + options.timeout
         self.identity = find_identity(options.image_user)
 
@@ -174,19 +180,28 @@ class _Puller:
         """Whether somebody else has asked anew since we began, and our user may have the image."""
         # No comparison with our clock: another node has another, and `resolved` is some time before
         # the link can be seen.
-        link = self.store.find_link(self.source)
+        link = self.link()
         if link is None or (self.before and self.before.resolved == link.resolved):
             return False
         image = self.store.find_digest(link.digest)
+        self.digest = link.digest
         return image is not None and self.is_for_us(image)
+
+    def link(self) -> Optional[Link]:
+        return self.store.find_link(self.source, self.options.owner)
+
+    def publish_link(self, digest: str, stamp: str = "") -> None:
+        publish_link(self.store, self.source, digest, stamp, self.options.owner)
+        self.digest = digest
 
     def is_for_us(self, image: Image) -> bool:
         return self.options.user is None or allowed(image, self.options.user.uid)
 
     def find(self) -> Image:
         """The image, which is in the store now.  Raises SiteError when it has gone again."""
-        image = self.store.find(self.name)
-        if image is None:
+        # Not what the link says by now: another puller may have moved it since we gave up its lock.
+        image = self.store.find_digest(self.digest, self.name)
+        if image is None or not self.is_for_us(image):
             raise SiteError(
                 f"cannot find the image {self.name} in the store after it was pulled",
                 "did somebody remove it, or is store_size too small for it?",
@@ -260,7 +275,7 @@ class _FromRegistry(_Puller):
                 self.fetch(resolved, access)
             else:
                 self.let_in(image, private=access.private)
-            publish_link(self.store, self.source, resolved.digest)
+            self.publish_link(resolved.digest)
         return image is None
 
     @property
@@ -351,7 +366,7 @@ class _FromFile(_Puller):
 
     def bring(self) -> bool:
         stamp = stamp_as(self.reader, self.source)
-        link = self.store.find_link(self.source)
+        link = self.link()
         if link is None or not stamp or link.stamp != stamp:
             return self.convert()
         with self.lock(f"image-{hex_digits(link.digest)}"):
@@ -359,7 +374,7 @@ class _FromFile(_Puller):
             # A stamp lets nobody in: on a file system of their own, users can make any.
             if image is not None and self.is_for_us(image):
                 self.let_in(image, private=self.private)
-                publish_link(self.store, self.source, link.digest, stamp)
+                self.publish_link(link.digest, stamp)
                 return False
         return self.convert()
 
@@ -377,7 +392,7 @@ class _FromFile(_Puller):
                     )
                 else:
                     self.let_in(image, private=self.private)
-                publish_link(self.store, self.source, resolved.digest, stamp)
+                self.publish_link(resolved.digest, stamp)
         return image is None
 
     def read(self, directory: str) -> Tuple[Resolved, str]:

@@ -37,20 +37,23 @@ def is_due(link: Link, pull: str, now: float) -> bool:
     return now - link.resolved > AGES[pull] and now - link.failed_at > PATIENCE
 
 
-def start_refresh(store: Store, name: str, config_file: str, user: str) -> bool:
+def start_refresh(store: Store, link: Link, config_file: str, user: str) -> bool:
     """Start `hpcwrap image refresh` in the background; False where one runs for this name already.
 
     The lock goes to the new process, so that thousands of jobs start one.  A store that this node
     may only read is refreshed by others.
     """
-    path = os.path.join(store.locks_directory, f"refresh-{file_name(name)}")
+    name = f"refresh-{file_name(link.reference, link.owner)}"
+    path = os.path.join(store.locks_directory, name)
     try:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError:
         return False
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        words = ["image", "refresh", "--quiet", "--user", user, "--", name]
+        words = ["image", "refresh", "--quiet", "--user", user]
+        words += [] if link.owner is None else ["--own"]
+        words += ["--", link.reference]
         argv = [sys.executable, "-I", "-m", "hpcwrap", "--config", config_file, *words]
         run.detach(argv, keep=lock)
         return True
@@ -75,9 +78,9 @@ def refresh(store: Store, text: str, options: PullOptions) -> Pulled:
         return pull(text, store, options)
     except HpcwrapError as error:
         with suppress(HpcwrapError, OSError):
-            name = f"ref-{file_name(parse_key(text)[0])}"
+            name = f"ref-{file_name(parse_key(text)[0], options.owner)}"
             with locked(store, name, LOCK_SECONDS):
-                note_failure(store, text, error.sentence())
+                note_failure(store, text, error.sentence(), options.owner)
         raise
 
 

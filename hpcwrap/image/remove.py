@@ -41,13 +41,15 @@ def remove(store: Store, text: str) -> Removed:
     is no such image, or when it is in use.
     """
     links, _ = store.links()
-    link = _find_link(store, text)
+    link = _find_link(links, text)
     if link is not None:
-        others = [x for x in links if x.digest == link.digest and x.reference != link.reference]
+        same = [x for x in links if x.digest == link.digest]
+        own = [x for x in same if x.reference == link.reference]
+        others = sorted({x.reference for x in same if x not in own})
         if others:
-            _unlink(store.ref_path(link.reference))
-            return Removed(link.digest, [link.reference], [x.reference for x in others])
-        return _remove_image(store, link.digest, [link])
+            _forget(store, own)
+            return Removed(link.digest, [link.reference], others)
+        return _remove_image(store, link.digest, own)
     digest = find_by_digits(store, text)
     if digest is None:
         raise UserError(f"cannot find the image {text} in the store", "hpcwrap images lists them")
@@ -135,11 +137,14 @@ def loop_device_of(squashfs: str) -> Optional[str]:
     return None
 
 
-def _find_link(store: Store, text: str) -> Optional[Link]:
+def _find_link(links: List[Link], text: str) -> Optional[Link]:
+    """The site's link of a reference, or else the first of a user's own."""
     try:
-        return store.find_link(parse_key(text)[0])
+        key = parse_key(text)[0]
     except UserError:
         return None
+    found = [link for link in links if link.reference == key]
+    return next((link for link in found if link.owner is None), found[0] if found else None)
 
 
 def _remove_image(store: Store, digest: str, links: List[Link]) -> Removed:
@@ -148,14 +153,18 @@ def _remove_image(store: Store, digest: str, links: List[Link]) -> Removed:
             if not take_out(store, digest):
                 raise _in_use(store, digest)
             # References last: one that names nothing any more costs a pull, and rm finds it again.
-            for link in links:
-                _unlink(store.ref_path(link.reference))
+            _forget(store, links)
     except BusyError:
         raise UserError(
             f"cannot remove the image {digest}: somebody pulls or removes it just now",
             "try again in a minute",
         ) from None
-    return Removed(digest, [link.reference for link in links], [])
+    return Removed(digest, sorted({link.reference for link in links}), [])
+
+
+def _forget(store: Store, links: List[Link]) -> None:
+    for link in links:
+        _unlink(store.ref_path(link.reference, link.owner))
 
 
 def _in_use(store: Store, digest: str) -> UserError:

@@ -3,7 +3,8 @@
     STORE/images/<hex>.sqsh     the squashfs of an image, named by the digest of its manifest
     STORE/images/<hex>.json     its configuration, where it came from, its sizes, whose it is;
                                 the file's mtime is the image's last use
-    STORE/refs/<reference>      reference → digest, when that was resolved, earlier digests
+    STORE/refs/<reference>      reference → digest, when that was resolved, earlier digests;
+                                <reference>%40<uid> is what a user named, for that user alone
     STORE/leases/<hex>/         which job of which node uses the image (lease.py)
     STORE/locks/                one puller per reference and image (pull.py)
     STORE/tmp/                  work of pulls under way (workspace.py)
@@ -70,7 +71,8 @@ class Link(NamedTuple):
 
     history: the digests that it has had, newest (`digest`) first.  failed: the sentence of the
     last refresh, at `failed_at`, if that failed.  stamp: what a file looked like from which the
-    image was made.
+    image was made.  owner: the uid of who named it, None for the site and its environments: one
+    path, or one localhost, is not the same for all users and nodes.
     """
 
     reference: str
@@ -80,6 +82,7 @@ class Link(NamedTuple):
     failed: str = ""
     failed_at: float = 0.0
     stamp: str = ""
+    owner: Optional[int] = None
 
 
 class DamagedError(ValueError):
@@ -107,19 +110,19 @@ class Store:
         """Where the document of an image is, or will be."""
         return os.path.join(self.images_directory, hex_digits(digest) + ".json")
 
-    def ref_path(self, name: object) -> str:
+    def ref_path(self, name: object, owner: Optional[int] = None) -> str:
         """Where the digest of a reference is, or will be; `name` is a Reference or its text."""
-        return os.path.join(self.refs_directory, file_name(str(name)))
+        return os.path.join(self.refs_directory, file_name(str(name), owner))
 
-    def find(self, text: str) -> Optional[Image]:
+    def find(self, text: str, owner: Optional[int] = None) -> Optional[Image]:
         """The image that a reference names, as far as this store knows; None if it does not.
 
-        Raises UserError for text that is no reference.
+        A digest in the text says which image, and not that it may be had under this name.  Raises
+        UserError for text that is no reference.
         """
-        key, digest = parse_key(text)
-        link = self.find_link(key)
-        digest = link.digest if link else digest
-        return self.find_digest(digest, key) if digest else None
+        key = parse_key(text)[0]
+        link = self.find_link(key, owner)
+        return self.find_digest(link.digest, key) if link else None
 
     def find_pinned(self, text: str, digest: str) -> Optional[Image]:
         """The image of a digest, if the reference has that digest or had it; None otherwise.
@@ -133,10 +136,10 @@ class Store:
             return None
         return self.find_digest(digest, key)
 
-    def find_link(self, name: object) -> Optional[Link]:
+    def find_link(self, name: object, owner: Optional[int] = None) -> Optional[Link]:
         """What a reference was resolved to, or None when it never was."""
         try:
-            return read_link(self.ref_path(name))
+            return read_link(self.ref_path(name, owner))
         except (OSError, DamagedError):
             return None
 
@@ -240,16 +243,17 @@ def parse_key(text: str) -> Tuple[str, Optional[str]]:
     return str(source), reference.digest if reference else None
 
 
-def file_name(reference: str) -> str:
+def file_name(reference: str, owner: Optional[int] = None) -> str:
     """A file name for a reference, the same one always; a long one is named by its digest."""
+    whose = "" if owner is None else f"%40{owner}"
     escaped = reference.replace("%", "%25").replace("/", "%2F")
     if escaped.startswith("."):
         escaped = "%2E" + escaped[1:]
     if len(os.fsencode(escaped)) <= MAX_FILE_NAME:
-        return escaped
+        return escaped + whose
     from hpcwrap.image.digest import digest_of
 
-    return digest_of(os.fsencode(reference)).replace(":", "%3A%2F")
+    return digest_of(os.fsencode(reference)).replace(":", "%3A%2F") + whose
 
 
 def read_link(path: str) -> Link:
@@ -268,12 +272,17 @@ def read_link(path: str) -> Link:
             failed=str(document.get("failed", "")),
             failed_at=float(document.get("failed_at", 0.0)),
             stamp=str(document.get("stamp", "")),
+            owner=_owner(document.get("owner")),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedError(f"{path}: {error!r}") from None
     if not all(is_digest(one) for one in (digest, *link.history)):
         raise DamagedError(f"{path}: a digest in it is none")
     return link
+
+
+def _owner(value: Any) -> Optional[int]:
+    return None if value is None else int(value)
 
 
 def read_document(path: str) -> Document:

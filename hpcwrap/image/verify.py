@@ -64,7 +64,7 @@ def verify_links(store: Store, *, repair: bool = False) -> Iterator[Finding]:
             continue  # not there yet
         try:
             link = read_link(path)
-            known = file_name(link.reference) == name
+            known = file_name(link.reference, link.owner) == name
             problem = "" if known else f"it is the reference {link.reference}"
         except (FileNotFoundError, PermissionError):
             continue  # removed since the listing, or a private image's, and we are not root

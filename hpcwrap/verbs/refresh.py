@@ -44,6 +44,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--user", help="whose passwords to try where the site's and none are not enough"
     )
+    parser.add_argument(
+        "--own", action="store_true", help="what that user's jobs named, not the site's own"
+    )
     parser.add_argument("--quiet", "-q", action="store_true", help="print errors only")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
@@ -57,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     store = Store(loaded.settings.store)
     user = find_user(arguments.user) if arguments.user else None
-    options = options_from(loaded.settings, user)
+    options = options_from(loaded.settings, user, named_by_user=arguments.own)
     names = known_tags(store) if arguments.all else keys_of(loaded, arguments.names)
     done = [refresh_one(store, name, options) for name in names]
     setup_slurm.renew_table(arguments.config)
@@ -77,7 +80,7 @@ def is_everyones_tag(store: Store, link: Link) -> bool:
     """Whether a timer can look it up; a private image is refreshed by the jobs of its users."""
     _, digest = parse_key(link.reference)
     image = store.find_digest(link.digest)
-    return digest is None and (image is None or not image.uids)
+    return digest is None and link.owner is None and (image is None or not image.uids)
 
 
 def keys_of(loaded: Config, names: List[str]) -> List[str]:
@@ -87,7 +90,7 @@ def keys_of(loaded: Config, names: List[str]) -> List[str]:
 
 def refresh_one(store: Store, name: str, options: PullOptions) -> Refreshed:
     """Refresh one reference; an error is part of the result, for the others may work."""
-    before = digest_of(store.find_link(name))
+    before = digest_of(store.find_link(name, options.owner))
     try:
         return Refreshed(name, before, refresh(store, name, options).image.digest)
     except HpcwrapError as error:

@@ -246,16 +246,16 @@ def test_a_thousand_jobs_start_one_refresh(site: Site) -> None:
     path = f"{site.store.locks_directory}/refresh-a"
     with open(path, "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        assert not start_refresh(site.store, "a", site.cli.settings, "nobody")
-    assert start_refresh(site.store, site.reference, site.cli.settings, "nobody")
-    started = [
-        start_refresh(site.store, site.reference, site.cli.settings, "nobody") for _ in range(30)
-    ]
+        other = site.link._replace(reference="a")
+        assert not start_refresh(site.store, other, site.cli.settings, "nobody")
+    assert start_refresh(site.store, site.link, site.cli.settings, "nobody")
+    started = [start_refresh(site.store, site.link, site.cli.settings, "nobody") for _ in range(30)]
     assert not any(started[:10])
 
 
 def test_a_store_that_cannot_be_written_is_refreshed_by_others(tmp_path: Path) -> None:
-    assert not start_refresh(Store(str(tmp_path / "none")), "a", "/none", "nobody")
+    link = Link("a:1", "sha256:" + "0" * 64, 1e9)
+    assert not start_refresh(Store(str(tmp_path / "none")), link, "/none", "nobody")
 
 
 def test_what_is_detached_outlives_the_prolog_and_holds_nothing_of_it(tmp_path: Path) -> None:

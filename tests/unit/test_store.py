@@ -76,9 +76,7 @@ def test_what_is_published_is_found(store: Store) -> None:
 def test_unknown_references_and_digests(store: Store) -> None:
     digest = add(store, "a:1")
     assert store.find("a:2") is None
-    by_digest = store.find(f"never/seen@{digest}")
-    assert by_digest is not None
-    assert by_digest.digest == digest
+    assert store.find(f"never/seen@{digest}") is None, "nobody has said that it is in there"
     assert Store("/no/such/store").find("a:1") is None
     assert Store("/no/such/store").images() == ([], [])
 
@@ -312,6 +310,20 @@ def test_a_pin_counts_only_where_the_reference_had_it(store: Store) -> None:
     link = store.find_link("a:1")
     assert link is not None
     assert link.history == (first, second)
+
+
+def test_a_users_name_is_that_users_alone(store: Store) -> None:
+    sites, anns = add(store, "a:1", content="1"), add(store, "b:1", content="2")
+    publish_link(store, "a:1", anns, owner=7)
+    for owner, digest in ((None, sites), (7, anns)):
+        image, link = store.find("a:1", owner), store.find_link("a:1", owner)
+        assert image is not None
+        assert link is not None
+        assert (image.digest, link.digest, link.owner) == (digest, digest, owner)
+    assert store.find("a:1", 8) is None
+    assert len(store.links()[0]) == 3
+    assert file_name("a", 7) != file_name("a%407")
+    assert file_name("a" * 300, 7) != file_name("a" * 300)
 
 
 def test_histories_end(store: Store) -> None:
