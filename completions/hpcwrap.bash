@@ -53,6 +53,7 @@ _shtab_hpcwrap_image_refresh_pos_0_nargs='*'
 _shtab_hpcwrap_image_refresh__h_nargs=0
 _shtab_hpcwrap_image_refresh___help_nargs=0
 _shtab_hpcwrap_image_refresh___all_nargs=0
+_shtab_hpcwrap_image_refresh___own_nargs=0
 _shtab_hpcwrap_image_refresh___quiet_nargs=0
 _shtab_hpcwrap_image_refresh__q_nargs=0
 _shtab_hpcwrap_image_refresh___json_nargs=0

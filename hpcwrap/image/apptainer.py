@@ -7,15 +7,19 @@ only plain assignments are understood, and only where it has nothing else.
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Dict, Optional, Tuple
 
 from hpcwrap import run
-from hpcwrap.image.worker import guarded
+from hpcwrap.image.worker import guarded, wide_pipe
 
 ENVIRONMENT = ".singularity.d/env"
 OF_DOCKER = "10-docker2singularity.sh"
 OF_DEFINITION = "90-environment.sh"
+
+MAX_SCRIPT = 1 << 20
+_NULL = -3  # subprocess.DEVNULL
 
 _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 _DEFAULT = re.compile(rf'export ({_NAME})="\$\{{\1:-"(.*)"\}}"\Z')
@@ -79,8 +83,13 @@ def _replace(pattern: re.Pattern[str], characters: Dict[str, str], text: str) ->
 
 def _cat(squashfs: str, name: str) -> str:
     program = run.need_program("rdsquashfs", "squashfs-tools-ng")
-    try:
-        text = run.output(guarded([program, "--cat", f"{ENVIRONMENT}/{name}", squashfs]))
-    except run.CommandError:
-        return ""  # there is none; what is damaged shows when the tree is read
-    return text.decode(errors="replace")
+    reader, writer = wide_pipe()
+    argv = guarded([program, "--cat", f"{ENVIRONMENT}/{name}", squashfs])
+    child = run.spawn(argv, stdout=writer, stderr=_NULL)
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        # A squashfs of a few bytes can hold a script of a terabyte.
+        text = pipe.read(MAX_SCRIPT + 1)
+    # One that is too long ends by the closed pipe, and counts as none; what is damaged shows when
+    # the tree is read.
+    return "" if child.wait() or len(text) > MAX_SCRIPT else text.decode(errors="replace")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from contextlib import contextmanager
 from typing import BinaryIO, Iterator, Optional, Tuple
 
 from hpcwrap import run
 from hpcwrap.errors import UserError
-from hpcwrap.image.plan import MAX_UNPACKED
+from hpcwrap.image.plan import MAX_UNPACKED, most_unpacked
 from hpcwrap.image.sif import is_sif
 from hpcwrap.image.spool import MAGIC_LENGTH, decompressor
 from hpcwrap.image.tar import BLOCK, LayerError, padding, read_number
@@ -60,14 +59,21 @@ def kind_of(path: str, wanted: str = "") -> str:
 
 
 def make_plain(path: str, target: str) -> None:
-    """Turn a file into one with another name that is not compressed."""
+    """Turn a file into one with another name that is not compressed.
+
+    Raises UserError, whose message is a predicate of the image, for one of hot air.
+    """
     with open(path, "rb") as file:
         magic = os.pread(file.fileno(), MAGIC_LENGTH, 0)
         if decompressor(magic) is None:
             os.rename(path, target)
             return
+        most = most_unpacked(os.fstat(file.fileno()).st_size)
         with open(target, "xb") as copy, _plain(file, magic) as stream:
-            shutil.copyfileobj(stream, copy, _CHUNK)
+            while data := stream.read(_CHUNK):
+                copy.write(data)
+                if copy.tell() > most:
+                    raise UserError(f"becomes more than {most} bytes when unpacked")
     os.unlink(path)
 
 

@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import re
-import tarfile
 import tempfile
 from typing import IO, Any, BinaryIO, Dict, List, Sequence
 
@@ -22,6 +21,7 @@ from hpcwrap.errors import HpcwrapError, SiteError, UserError
 from hpcwrap.image import detect
 from hpcwrap.image.access import ANONYMOUS, Access
 from hpcwrap.image.apptainer import variables_of
+from hpcwrap.image.archive import purify, unpack_skopeo
 from hpcwrap.image.complaints import Rule, failure
 from hpcwrap.image.digest import ALGORITHM, digest_of, hex_digits
 from hpcwrap.image.manifest import (
@@ -29,10 +29,11 @@ from hpcwrap.image.manifest import (
     MAX_MANIFEST,
     Blob,
     Manifest,
+    load_json,
     parse_document,
     parse_manifest,
 )
-from hpcwrap.image.plan import MAX_UNPACKED
+from hpcwrap.image.plan import MAX_UNPACKED, check_size
 from hpcwrap.image.reader import SKOPEO_DIRECTORY, Stream
 from hpcwrap.image.sif import Part, parse_sif
 from hpcwrap.image.source import FILE, Source
@@ -55,7 +56,6 @@ MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 
 _CHUNK = 1 << 20
 _REPORT_EVERY = 16 << 20
-_BLOB_NAME = re.compile(r"[0-9a-f]{64}\Z")
 
 STORE_FULL = ("cannot store the image: the store is full", "remove images: hpcwrap rm")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -138,6 +138,8 @@ class LocalDownload:
         if self._child is None:
             return True
         code = self._child.poll()
+        # A squashfs of zeros is a thousandth of its tar stream, which is no measure for itself.
+        check_size(os.stat(os.path.join(BLOBS, PART)).st_size, os.stat(SQUASHFS).st_size)
         if code is None:
             return False
         if code:
@@ -248,7 +250,7 @@ def _copy_part(file: BinaryIO, part: Part) -> None:
 def _parse_config(file: BinaryIO, part: Part) -> Dict[str, Any]:
     """The part of an OCI configuration that tells of processes, which Apptainer keeps alone."""
     try:
-        config = json.loads(os.pread(file.fileno(), min(part.size, MAX_MANIFEST), part.offset))
+        config = load_json(os.pread(file.fileno(), min(part.size, MAX_MANIFEST), part.offset))
     except ValueError as error:
         raise UserError(f"has a configuration that cannot be read: {error}") from None
     return config if isinstance(config, dict) else {}
@@ -283,6 +285,9 @@ def _descriptor(blob: Blob) -> Dict[str, Any]:
 
 def _resolve_archive(kind: str, source: Source, access: Access) -> Resolved:
     detect.make_plain(STORED, ARCHIVE)
+    if kind == detect.OCI_ARCHIVE:
+        purify(ARCHIVE, STORED)
+        os.rename(STORED, ARCHIVE)
     here = os.getcwd()
     name = f":{source.name}" if source.name else ""
     argv = [run.need_program("skopeo", "skopeo"), "--tmpdir", here]
@@ -305,31 +310,9 @@ def _complaint(text: str) -> HpcwrapError:
 
 
 def _resolve_directory() -> Resolved:
-    """Take the files of skopeo's layout out of the tar stream: it has no directories."""
-    try:
-        with tarfile.open(STORED, "r:") as archive:
-            for member in archive:
-                name = os.path.basename(member.name)
-                if member.isreg() and (_BLOB_NAME.match(name) or name == "manifest.json"):
-                    _extract(archive, member, name)
-    except tarfile.TarError as error:
-        raise UserError(f"is broken: {error}") from None
+    unpack_skopeo(STORED, BLOBS)
     os.unlink(STORED)
     return _stored_manifest()
-
-
-def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> None:
-    hasher = hashlib.sha256()
-    body = archive.extractfile(member)
-    with open(os.path.join(BLOBS, name), "wb") as target:
-        while body:
-            data = body.read(_CHUNK)
-            if not data:
-                break
-            hasher.update(data)
-            target.write(data)
-    if _BLOB_NAME.match(name) and hasher.hexdigest() != name:
-        raise UserError(f"is broken: the content of {name} has another digest")
 
 
 def _stored_manifest() -> Resolved:

@@ -85,8 +85,13 @@ class Plan(NamedTuple):
 
 def check_size(unpacked: int, compressed: int) -> None:
     """Raise LayerError, whose message is a sentence on the image, for an image of hot air."""
-    if unpacked > min(max(FREE, RATIO * compressed), MAX_UNPACKED):
+    if unpacked > most_unpacked(compressed):
         raise LayerError(f"its {compressed} bytes become {unpacked} or more when unpacked")
+
+
+def most_unpacked(compressed: int) -> int:
+    """Bytes that so many compressed ones may become."""
+    return min(max(FREE, RATIO * compressed), MAX_UNPACKED)
 
 
 def flatten(layers: Sequence[Layer]) -> Plan:

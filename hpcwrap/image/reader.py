@@ -42,6 +42,9 @@ DOCKER_ARCHIVE = "docker-archive"
 DIRECTORIES = {"oci": OCI_ARCHIVE, "dir": SKOPEO_DIRECTORY, "rootfs": TAR}
 """Transports whose path is a directory → kind of the stream that comes of it."""
 
+_OF_ROOT = ["--sparse", "--sparse-version=0.0", "--xattrs", "--xattrs-include=user.*"]
+"""GNU tar's options for a root file system; 0.0 is the sparse format without tar's process id."""
+
 _HARMLESS = ("socket ignored", "not dumped")
 """How tar's words end that are no errors."""
 _MESSAGE = re.compile(r'msg="((?:[^"\\]|\\.)*)"')
@@ -323,12 +326,12 @@ def _send_directory(source: Source, kind: str, data: int) -> None:
     """Send the working directory as a tar stream: the same tree gives the same bytes."""
     argv = [run.need_program("tar", "tar"), "--create", "--file=-", "--sort=name"]
     argv += ["--numeric-owner", "--format=posix", "--one-file-system"]
-    # Else tar's process id comes into names (0.0 is the sparse format without it), and the times
-    # of the last access and of the inode's change into records (tar.info, "Controlling Extended
-    # Headers").  The parts of a second go: a squashfs keeps none, and each would cost a record.
-    argv += ["--sparse", "--sparse-version=0.0"]
+    # Blobs are taken as plain files only; their links are followed here, with the user's rights.
+    argv += _OF_ROOT if kind == TAR else ["--dereference", "--hard-dereference"]
+    # Else tar's process id comes into names, and the times of the last access and of the inode's
+    # change into records (tar.info, "Controlling Extended Headers").  The parts of a second go: a
+    # squashfs keeps none, and each would cost a record.
     argv += ["--pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime,delete=mtime"]
-    argv += ["--xattrs", "--xattrs-include=user.*"] if kind == TAR else []
     code, errors = _run([*argv, "."], data, run.base_environment())
     if code == 0:
         return

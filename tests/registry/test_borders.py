@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
+import io
+import json
 import os
+import subprocess
+import tarfile
+from pathlib import Path
+from typing import Dict
 
 import pytest
 from registries import Layout, Pushed, Registry
@@ -10,7 +17,8 @@ from tars import Member, make_layer
 
 from hpcwrap.config import Settings
 from hpcwrap.environment import Environment
-from hpcwrap.errors import HpcwrapError
+from hpcwrap.errors import HpcwrapError, UserError
+from hpcwrap.image import plan
 from hpcwrap.image.pull import PullOptions, pull
 from hpcwrap.image.refresh import refresh
 from hpcwrap.image.store import Store
@@ -79,3 +87,94 @@ def test_a_digest_is_no_word_for_an_image_of_another_repository(site: Site) -> N
     with pytest.raises(HpcwrapError, match="does not have it"):
         site.start(BOB, f"{site.registry.host}/others@{digest}")
     assert site.start(BOB, f"{site.registry.host}/borders@{digest}").image.digest == digest
+
+
+# ---- files of users ----
+
+
+def write_archive(path: Path, files: Dict[str, bytes], links: Dict[str, Path]) -> None:
+    with tarfile.open(path, "w") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+        for name, target in links.items():
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = tarfile.SYMTYPE, str(target)
+            archive.addfile(member)
+
+
+LAYOUT = {"oci-layout": json.dumps({"imageLayoutVersion": "1.0.0"}).encode()}
+
+
+def test_links_in_an_archive_lead_to_no_download_of_others(
+    site: Site, root: str, layout: Layout
+) -> None:
+    """skopeo unpacks OCI archives as the image user, who has all pulls' private layers."""
+    site.push("another's, on its way")
+    others = Path(root, "others")
+    subprocess.run(["cp", "-r", layout.root, others], check=True)
+    path = Path(root, "links.tar")
+    links = {name: others / name for name in ("index.json", "blobs")}
+    write_archive(path, LAYOUT, links)
+    with pytest.raises(UserError, match="cannot use the image"):
+        site.start(BOB, f"oci-archive:{path}:{site.reference.rpartition(':')[2]}")
+    with pytest.raises(UserError, match="cannot use the image"):
+        site.start(BOB, str(path))
+    assert site.store.images() == ([], [])
+
+
+def test_a_layout_whose_blobs_are_links_is_read_with_its_users_rights(
+    site: Site, root: str, layout: Layout
+) -> None:
+    site.push("a layout")
+    linked = Path(root, "linked")
+    linked.mkdir()
+    copy = Path(root, "copy")
+    subprocess.run(["cp", "-r", layout.root, copy], check=True)
+    for name in os.listdir(copy):
+        (linked / name).symlink_to(copy / name)
+    index = json.loads((copy / "index.json").read_text())
+    index["manifests"] = index["manifests"][-1:]
+    (copy / "index.json").write_text(json.dumps(index))
+    assert site.start(BOB, f"oci:{linked}").image.uids == (BOB.uid,)
+    (copy / "blobs").chmod(0o700)
+    with pytest.raises(UserError):
+        site.start(ANN, f"oci:{linked}")
+
+
+def test_zeros_of_a_users_file_do_not_fill_the_store(
+    site: Site, root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "FREE", 64 << 20)
+    tree = Path(root, "tree")
+    (tree / "etc").mkdir(parents=True)
+    with (tree / "etc/zeros").open("wb") as zeros:
+        zeros.truncate(512 << 20)
+    squashfs, archive = Path(root, "zeros.sqsh"), Path(root, "zeros.tar")
+    subprocess.run(["mksquashfs", tree, squashfs, "-quiet", "-no-progress"], check=True)
+    write_archive(archive, {**LAYOUT, "blobs/sha256/" + "0" * 64: bytes(256 << 20)}, {})
+    packed = Path(root, "zeros.tar.gz")
+    packed.write_bytes(gzip.compress(archive.read_bytes(), 9))
+    for path in (squashfs, packed):
+        with pytest.raises(UserError, match="when unpacked"):
+            site.start(BOB, str(path))
+
+
+@pytest.mark.parametrize("which", ["layers", "config"])
+def test_an_archive_is_what_its_digests_say(
+    site: Site, root: str, layout: Layout, which: str
+) -> None:
+    digest = site.push("the real one").digest
+    copy = Path(root, "copy")
+    subprocess.run(["cp", "-r", layout.root, copy], check=True)
+    manifest = json.loads((copy / "blobs/sha256" / digest[7:]).read_text())
+    index = json.loads((copy / "index.json").read_text())
+    index["manifests"] = [one for one in index["manifests"] if one["digest"] == digest][-1:]
+    (copy / "index.json").write_text(json.dumps(index))
+    blob = manifest["config"] if which == "config" else manifest["layers"][0]
+    path = copy / "blobs/sha256" / blob["digest"][7:]
+    path.write_bytes(path.read_bytes()[::-1])
+    with pytest.raises(UserError):
+        site.start(BOB, f"oci:{copy}")
+    assert site.store.images() == ([], [])

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcwrap.image.apptainer import parse_definition, parse_docker
+from hpcwrap.image.apptainer import (
+    ENVIRONMENT,
+    MAX_SCRIPT,
+    OF_DOCKER,
+    parse_definition,
+    parse_docker,
+    variables_of,
+)
 
 # As apptainer 1.4.5 wrote it for an image with these variables.
 SCRIPT = r"""#!/bin/sh
@@ -98,3 +109,15 @@ def test_a_definition_that_does_more_is_not_read(line: str) -> None:
 def test_any_script_is_read(script: str) -> None:
     for variables in (parse_docker(script), parse_definition(script)):
         assert all(name.isidentifier() for name in variables)
+
+
+@pytest.mark.skipif(not shutil.which("rdsquashfs"), reason="needs squashfs-tools-ng")
+def test_a_script_that_fills_the_memory_is_not_read(tmp_path: Path) -> None:
+    scripts = tmp_path / "tree" / ENVIRONMENT
+    scripts.mkdir(parents=True)
+    for lines, expected in ((1, ("A=1",)), (MAX_SCRIPT, ())):
+        (scripts / OF_DOCKER).write_text('export A="1"\n' * lines)
+        squashfs = str(tmp_path / str(lines))
+        words = ["mksquashfs", str(tmp_path / "tree"), squashfs, "-quiet", "-no-progress"]
+        subprocess.run(words, check=True)
+        assert variables_of(squashfs) == expected
