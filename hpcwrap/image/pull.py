@@ -14,6 +14,8 @@ from __future__ import annotations
 import os
 import pwd
 import time
+from contextlib import ExitStack, nullcontext
+from functools import partial
 from typing import (
     Any,
     Callable,
@@ -49,6 +51,9 @@ from hpcwrap.image.transport import Resolved
 from hpcwrap.image.worker import Progress, Report, work_as
 from hpcwrap.image.workspace import ensure_store, locked, locked_unless, workspace
 from hpcwrap.job import User
+
+Begin = Callable[[], Download]
+"""Begins a download, in the worker."""
 
 
 class PullOptions(NamedTuple):
@@ -143,6 +148,25 @@ def pull(
     return Pulled(image, new, puller.watch.milliseconds)
 
 
+class _Download(NamedTuple):
+    """How blobs come, where the worker puts them, and whether the image is its user's alone.
+
+    has_shown: whether what was seen of an image in the store is enough to let our user have that.
+    """
+
+    begin: Begin
+    place: ContextManager[str]
+    private: bool
+    has_shown: Callable[[Image], bool]
+
+
+class _Made(NamedTuple):
+    """A squashfs in a directory of a worker's, and what is known of it."""
+
+    directory: str
+    fetched: Fetched
+
+
 class _Puller:
     """One pull: its steps, its time and the locks that it holds."""
 
@@ -231,16 +255,41 @@ class _Puller:
             self.watch.lap(stage)
         return told
 
-    def make(
-        self, resolved: Resolved, begin: Callable[[], Download], directory: str, *, private: bool
-    ) -> None:
-        """Convert what a download brings, and publish it."""
+    def settle(self, resolved: Resolved, download: _Download, stamp: str = "") -> bool:
+        """Have the image in the store and the source point to it; whether the image is new."""
+        digest, own = resolved.digest, self.options.named_by_user
+        lock = f"image-{hex_digits(digest)}"
+        with ExitStack() as stack:
+            if not own:
+                stack.enter_context(self.lock(lock))
+            made = None
+            image = self.store.find_digest(digest)
+            if image is None or not download.has_shown(image):
+                made = self.convert(download.begin, stack.enter_context(download.place))
+            if own:
+                # Not before: nobody waits for what a user chose, which may be slow on purpose.
+                stack.enter_context(self.lock(lock))
+                image = self.store.find_digest(digest)
+            if image is not None:
+                self.let_in(image, private=download.private)
+            elif made is not None:
+                self.publish(resolved, made, private=download.private)
+            self.publish_link(digest, stamp)
+        return image is None
+
+    def convert(self, begin: Begin, directory: str) -> _Made:
+        """Convert what a download brings."""
         form = self.options.form
         told = self.work(
             directory, lambda report: {"fetched": fetch(self.name, begin, form, report)}
         )
         fetched = Fetched(*told["fetched"])
         self.watch.milliseconds.update(fetched.milliseconds)
+        return _Made(directory, fetched)
+
+    def publish(self, resolved: Resolved, made: _Made, *, private: bool) -> None:
+        """Put what was converted into the store."""
+        directory, fetched = made
         self.watch.skip()
         document = self._document(resolved, fetched)
         user = self.options.user
@@ -269,14 +318,25 @@ class _FromRegistry(_Puller):
 
     def bring(self) -> bool:
         resolved, access = self.ask()
-        with self.lock(f"image-{hex_digits(resolved.digest)}"):
-            image = self.store.find_digest(resolved.digest)
-            if image is None:
-                self.fetch(resolved, access)
-            else:
-                self.let_in(image, private=access.private)
-            self.publish_link(resolved.digest)
-        return image is None
+
+        def begin() -> Download:
+            directory = os.path.abspath("download")
+            return transport.Download(self.reference, resolved, directory, access)
+
+        place = workspace(self.store, self.identity, self.seconds)
+        has_shown = partial(self.has_shown, private=access.private)
+        return self.settle(resolved, _Download(begin, place, access.private, has_shown))
+
+    def has_shown(self, image: Image, *, private: bool) -> bool:
+        """Whether a registry that shows the manifest shows that our user may have the image.
+
+        Of a private one only where the image came from: any other may know no more than that.
+        """
+        if not image.uids or (private and self.is_for_us(image)):
+            return True
+        origin = parse_source(image.reference)
+        known = origin.reference.name if origin.reference and not origin.local else ""
+        return known == self.reference.name and not self.reference.loopback
 
     @property
     def reference(self) -> Reference:
@@ -313,14 +373,6 @@ class _FromRegistry(_Puller):
                 "resolve",
             )
         return _resolved(told["resolved"])
-
-    def fetch(self, resolved: Resolved, access: Access) -> None:
-        def begin() -> Download:
-            directory = os.path.abspath("download")
-            return transport.Download(self.reference, resolved, directory, access)
-
-        with workspace(self.store, self.identity, self.seconds) as directory:
-            self.make(resolved, begin, directory, private=access.private)
 
     def site_auth(self) -> bytes:
         """The site's passwords; they are root's, and no user who has a store needs them."""
@@ -368,7 +420,7 @@ class _FromFile(_Puller):
         stamp = stamp_as(self.reader, self.source)
         link = self.link()
         if link is None or not stamp or link.stamp != stamp:
-            return self.convert()
+            return self.read_again()
         with self.lock(f"image-{hex_digits(link.digest)}"):
             image = self.store.find_digest(link.digest)
             # A stamp lets nobody in: on a file system of their own, users can make any.
@@ -376,24 +428,18 @@ class _FromFile(_Puller):
                 self.let_in(image, private=self.private)
                 self.publish_link(link.digest, stamp)
                 return False
-        return self.convert()
+        return self.read_again()
 
-    def convert(self) -> bool:
+    def read_again(self) -> bool:
         with workspace(self.store, self.identity, self.seconds) as directory:
             resolved, stamp = self.read(directory)
-            with self.lock(f"image-{hex_digits(resolved.digest)}"):
-                image = self.store.find_digest(resolved.digest)
-                if image is None:
-                    self.make(
-                        resolved,
-                        lambda: LocalDownload(self.source, resolved),
-                        directory,
-                        private=self.private,
-                    )
-                else:
-                    self.let_in(image, private=self.private)
-                self.publish_link(resolved.digest, stamp)
-        return image is None
+
+            def begin() -> Download:
+                return LocalDownload(self.source, resolved)
+
+            # All of it was read already, and compared with its digests.
+            download = _Download(begin, nullcontext(directory), self.private, lambda _: True)
+            return self.settle(resolved, download, stamp)
 
     def read(self, directory: str) -> Tuple[Resolved, str]:
         """Store what the source is in the directory; the image that it is, and its stamp."""

@@ -8,10 +8,14 @@ import json
 import os
 import subprocess
 import tarfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Dict
 
 import pytest
+from fault_proxy import Answer, FaultProxy, Handler
 from registries import Layout, Pushed, Registry
 from tars import Member, make_layer
 
@@ -87,6 +91,59 @@ def test_a_digest_is_no_word_for_an_image_of_another_repository(site: Site) -> N
     with pytest.raises(HpcwrapError, match="does not have it"):
         site.start(BOB, f"{site.registry.host}/others@{digest}")
     assert site.start(BOB, f"{site.registry.host}/borders@{digest}").image.digest == digest
+
+
+def describe(directory: Path, digest: str) -> Dict[str, object]:
+    manifest = (directory / "blobs/sha256" / digest[7:]).read_bytes()
+    kind = json.loads(manifest)["mediaType"]
+    return {"mediaType": kind, "digest": digest, "size": len(manifest)}
+
+
+def test_a_manifest_alone_opens_no_private_image(
+    site: Site, root: str, registry: Registry, layout: Layout
+) -> None:
+    pushed = site.push("ann's")
+    copy = Path(root, "copy")
+    subprocess.run(["cp", "-r", layout.root, copy], check=True)
+    index = {"schemaVersion": 2, "manifests": [describe(copy, pushed.digest)]}
+    (copy / "index.json").write_text(json.dumps(index))
+    image = site.start(ANN, f"oci:{copy}").image
+    assert (image.digest, image.uids) == (pushed.digest, (ANN.uid,))
+    # Bob knows the manifest, and serves it: his registry has none of the layers.
+    layer = json.loads((copy / "blobs/sha256" / pushed.digest[7:]).read_text())["layers"][0]
+    digits = layer["digest"][7:]
+    stored = registry.root / "data/docker/registry/v2/blobs/sha256" / digits[:2] / digits
+    hidden = stored.rename(f"{stored}-hidden")
+    with pytest.raises(HpcwrapError):
+        site.start(BOB, site.reference)
+    found = site.store.find_digest(pushed.digest)
+    assert found is not None
+    assert found.uids == (ANN.uid,)
+    hidden.rename(stored)
+    assert site.start(BOB, site.reference).image.uids == (), "who has all of it may give it to all"
+
+
+def test_nobody_waits_for_the_download_of_what_a_user_named(site: Site) -> None:
+    digest = site.push("everybody's next image").digest
+    released = threading.Event()
+
+    def behave(handler: Handler, answer: Answer) -> Answer:
+        released.wait(60)
+        return answer
+
+    proxy = FaultProxy(site.registry.port)
+    proxy.fault("blobs/", behave)
+    with ThreadPoolExecutor() as other:
+        bobs = other.submit(site.start, BOB, f"{proxy.host}/borders:1")
+        while not proxy.count("blobs/"):
+            assert not bobs.done(), bobs.result()
+            time.sleep(0.01)
+        try:
+            image = pull(site.reference, site.store, PullOptions(timeout=20)).image
+        finally:
+            released.set()
+    proxy.stop()
+    assert bobs.result().image.digest == image.digest == digest
 
 
 # ---- files of users ----
