@@ -32,7 +32,16 @@ class HpcwrapError(Exception):
     def sentence(self) -> str:
         """Message and hint as one line, fit for a job's stderr."""
         text = f"{self.message} ({self.hint})" if self.hint else self.message
-        return " ".join(text.split())
+        return printable(" ".join(text.split()))
+
+
+def printable(text: str) -> str:
+    """Make a text fit for a terminal: registries and images have a say in our errors.
+
+    >>> printable("a\x1b[2Jb")
+    'a?[2Jb'
+    """
+    return text if text.isprintable() else "".join(x if x.isprintable() else "?" for x in text)
 
 
 class UserError(HpcwrapError):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from typing import Dict, Union
 
+from hpcwrap.errors import printable
+
 Field = Union[str, int, float]
 
 
 def say(text: str) -> None:
     """Print a line for a person to stderr, flushed so that it interleaves with children."""
-    print(f"hpcwrap: {text}", file=sys.stderr, flush=True)
+    lines = map(printable, text.split("\n"))
+    print("hpcwrap: " + "\n".join(lines), file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:

@@ -30,7 +30,7 @@ from typing import (
 )
 
 from hpcwrap import run
-from hpcwrap.errors import DeniedError, HpcwrapError, SiteError, UserError
+from hpcwrap.errors import DeniedError, HpcwrapError, SiteError, UserError, printable
 
 ERRORS = {"denied": DeniedError, "user": UserError, "site": SiteError}
 """What a worker can raise in its parent, the most special first."""
@@ -208,7 +208,8 @@ def _result(lines: Iterator[bytes], on_progress: Report) -> Dict[str, Any]:
     for line in lines:
         message = json.loads(line)
         if "progress" in message:
-            on_progress(Progress(*message["progress"]))
+            stage, item, done, total = message["progress"]
+            on_progress(Progress(stage, printable(item), done, total))
         elif "error" in message:
             told = message["error"]
             raise ERRORS[told["kind"]](told["message"], told["hint"])

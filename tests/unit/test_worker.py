@@ -38,6 +38,18 @@ def test_the_result_and_the_progress_come_back(tmp_path: Path) -> None:
     assert seen == [Progress("download", "x", 1, 2)]
 
 
+def test_what_is_told_is_fit_for_a_terminal(tmp_path: Path) -> None:
+    def work(report: Report) -> Dict[str, Any]:
+        report(Progress("notice", "\x1b]0;x\x07 says\n\u202ethe registry", 0, 0))
+        raise UserError("it is \x1b[2J broken", "ask\x07")
+
+    seen: List[Progress] = []
+    with pytest.raises(UserError) as caught:
+        work_as(None, str(tmp_path), work, seen.append, 20.0)
+    assert seen[0].item.isprintable()
+    assert caught.value.sentence() == "it is ?[2J broken (ask?)"
+
+
 @pytest.mark.parametrize("kind", [UserError, SiteError])
 def test_errors_keep_their_kind_and_hint(tmp_path: Path, kind: Any) -> None:
     def work(report: Report) -> Dict[str, Any]:
