@@ -300,9 +300,14 @@ def _image_lock_is_free(store: Store, digest: str) -> bool:
 
 def _size(path: str) -> int:
     """Bytes of a file, or of all files below a directory; 0 when it is not there."""
-    with suppress(OSError):
-        found = os.lstat(path)
-        if not stat.S_ISDIR(found.st_mode):
-            return found.st_size
-        return sum(_size(item.path) for item in os.scandir(path))
-    return 0
+    size, paths = 0, [path]
+    # No recursion: the image user may have made directories of any depth.
+    while paths:
+        path = paths.pop()
+        with suppress(OSError):
+            found = os.lstat(path)
+            if stat.S_ISDIR(found.st_mode):
+                paths += [item.path for item in os.scandir(path)]
+            else:
+                size += found.st_size
+    return size

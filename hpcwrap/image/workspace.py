@@ -148,9 +148,19 @@ def workspace(store: Store, identity: Optional[run.Identity], seconds: float) ->
             os.chown(directory, identity.uid, identity.gid)
         yield directory
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        remove_tree(directory)
         _drop_lock(store, directory)
         os.close(descriptor)
+
+
+def remove_tree(directory: str) -> None:
+    """Remove a directory in which a worker was, whatever it made there, as far as that goes."""
+    with suppress(RecursionError):
+        shutil.rmtree(directory, ignore_errors=True)
+    if os.path.lexists(directory):
+        # Python goes a thousand directories deep and no further, rm as deep as there are any.
+        with suppress(run.CommandError):
+            run.output([run.need_program("rm", "coreutils"), "-rf", "--", directory])
 
 
 def _open_lock(store: Store, directory: str) -> int:
@@ -225,7 +235,7 @@ def _remove_unlocked(store: Store, directory: str) -> bool:
     try:
         if not _try_lock(descriptor, directory):
             return False  # a pull works there
-        shutil.rmtree(directory, ignore_errors=True)
+        remove_tree(directory)
         _drop_lock(store, directory)
         return True
     finally:

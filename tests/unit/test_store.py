@@ -228,6 +228,20 @@ def test_a_workspace_goes_and_what_killed_pulls_left_too(store: Store) -> None:
     assert os.listdir(store.tmp_directory) == []
 
 
+def test_a_workspace_goes_however_deep_its_directories_are(store: Store) -> None:
+    """A worker that somebody took over must not stop the pulls that follow."""
+    here = os.open(".", os.O_RDONLY)
+    with workspace(store, None, 5) as directory:
+        os.chdir(directory)
+        for _ in range(2000):
+            os.mkdir("d")
+            os.chdir("d")
+        Path("file").write_bytes(b"12345")
+        os.fchdir(here)
+    os.close(here)
+    assert not os.path.exists(directory)
+
+
 def test_files_that_nobody_renamed_go_with_their_writer(store: Store) -> None:
     old = Path(store.images_directory, ".b.new")
     old.touch()
