@@ -72,7 +72,7 @@ def export(store: Store, image: Image, path: str, on_bytes: Optional[OnBytes] = 
     Raises UserError when the file exists or cannot be written, SiteError when a program fails.
     """
     document = read_document(store.document_path(image.digest))
-    with _leased(store, image.digest), _new_file(path) as file:
+    with _leased(store, image.digest), _new_file(path, private=bool(image.uids)) as file:
         for directory in DIRECTORIES:
             file.write(_header(directory, 0))
         start = file.tell()
@@ -117,14 +117,15 @@ def _leased(store: Store, digest: str) -> Iterator[None]:
 
 
 @contextmanager
-def _new_file(path: str) -> Iterator[IO[bytes]]:
-    """The file, which goes again if it does not become whole."""
+def _new_file(path: str, *, private: bool) -> Iterator[IO[bytes]]:
+    """The file, which goes again if it does not become whole; a private image is root's alone."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
-        file = open(path, "xb")  # noqa: SIM115  closed below, and removed
+        descriptor = os.open(path, flags, 0o600 if private else 0o666)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}", "name a new file") from None
     try:
-        with file:
+        with open(descriptor, "wb") as file:
             yield file
     except BaseException:
         with suppress(FileNotFoundError):

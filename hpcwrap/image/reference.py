@@ -27,6 +27,7 @@ _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
 _HOST = re.compile(
     rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9A-Fa-f]*:[0-9A-Fa-f:.]*\])(?::([0-9]{{1,5}}))?\Z"
 )
+_LOOPBACK = re.compile(r"127(?:\.[0-9]{1,3}){3}\Z")
 _IMAGE_ID = re.compile(r"[0-9a-f]{64}\Z")
 
 
@@ -59,7 +60,7 @@ class Reference(NamedTuple):
         """Whether the registry is this machine's own: reached without TLS, as Docker does."""
         host = self.registry if self.registry.endswith("]") else self.registry.rpartition(":")[0]
         host = host or self.registry
-        return host in ("localhost", "[::1]") or host.startswith("127.")
+        return host in ("localhost", "[::1]") or _LOOPBACK.match(host) is not None
 
     def _short_name(self) -> str:
         if self.registry != DEFAULT_REGISTRY:

@@ -7,12 +7,13 @@ import json
 import os
 from contextlib import suppress
 
-from hpcwrap.config import load_config
+from hpcwrap.config import Config, load_config
 from hpcwrap.image.allow import check_source
 from hpcwrap.image.digest import hex_digits
 from hpcwrap.image.exchange import name_in
 from hpcwrap.image.publish import change_document, publish_link
-from hpcwrap.image.pull import Pulled, options_from, pull
+from hpcwrap.image.pull import Pulled, find_identity, options_from, pull
+from hpcwrap.image.rights import as_user
 from hpcwrap.image.source import parse_source
 from hpcwrap.image.store import Image, Store, file_name, parse_key
 from hpcwrap.image.workspace import locked
@@ -21,10 +22,13 @@ from hpcwrap.verbs.pull import document, reference_of, tell
 from hpcwrap.verbs.pullview import view
 
 LOCK_SECONDS = 10.0
+READ_SECONDS = 60.0
 
 EPILOG = """\
 Nothing of the file is mounted: its layers are converted like a registry's.  Everyone may use the
-image.  Jobs find it by its name, also where the site reaches no registry (`pull: never`).
+image.  Jobs find it by its name, also where the site reaches no registry (`pull: never`).  Without
+NAME that is what the file says, also if another image has it until now: say NAME for a file that
+others gave you.
 """
 
 
@@ -47,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     loaded = load_config(arguments.config)
     store = Store(loaded.settings.store)
     path = os.path.abspath(arguments.file)
-    text = reference_of(loaded, arguments.name) if arguments.name else name_in(path)
+    text = reference_of(loaded, arguments.name) if arguments.name else own_name(loaded, path)
     name = parse_key(text)[0]
     source = f"oci-archive:{path}"
     # The site's list of allowed images is for names, and the name of this one is not its file's.
@@ -62,6 +66,13 @@ def run(arguments: argparse.Namespace) -> int:
     elif not arguments.quiet:
         tell(done)
     return 0
+
+
+def own_name(loaded: Config, path: str) -> str:
+    """The name in the file, which the image user reads: it is of strangers, as all of an image."""
+    identity = find_identity(loaded.settings.image_user)
+    found = as_user(identity, lambda: {"name": name_in(path)}, READ_SECONDS, f"cannot read {path}")
+    return str(found["name"])
 
 
 def rename(store: Store, source: str, name: str, pulled: Pulled) -> Image:

@@ -16,6 +16,7 @@ from tars import Member, make_layer
 
 from hpcwrap.image import lease
 from hpcwrap.image.cache import bring
+from hpcwrap.image.publish import change_document
 from hpcwrap.image.store import Store
 
 pytestmark = pytest.mark.registry
@@ -166,6 +167,14 @@ def exported(push: Any, cli: Cli, root: str) -> Any:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{pushed.reference} ({pushed.digest[7:19]}) is in {path}: ")
     return pushed, path
+
+
+def test_a_private_image_is_exported_for_who_exports_it(exported: Any, cli: Cli, root: str) -> None:
+    pushed, path = exported
+    assert os.stat(path).st_mode & 0o077 == 0o044
+    change_document(Store(cli.store), pushed.digest, {"uids": [12001]})
+    assert cli("image", "export", pushed.reference, f"{root}/private.tar").returncode == 0
+    assert os.stat(f"{root}/private.tar").st_mode & 0o777 == 0o600
 
 
 def test_export_is_an_image_for_skopeo(exported: Any) -> None:

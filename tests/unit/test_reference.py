@@ -182,6 +182,8 @@ def test_bad(text: str, reason: str) -> None:
         ("[::1]:5000/a", True),
         ("a", False),
         ("localhost.example.org/a", False),
+        ("127.example.org/a", False),
+        ("127.0.0.1.example.org:5000/a", False),
         ("[::2]:5000/a", False),
         ("10.0.0.1:5000/a", False),
     ],
