@@ -17,7 +17,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Protocol, Tuple
 from hpcwrap.errors import UserError
 from hpcwrap.image.digest import digest_of
 from hpcwrap.image.flatten import in_layer
-from hpcwrap.image.layer import MAX_INDEX, Layer, index_layer
+from hpcwrap.image.layer import MAX_INDEX, Indexer, Layer
 from hpcwrap.image.manifest import MAX_MANIFEST, Blob, load_json
 from hpcwrap.image.plan import check_size, flatten
 from hpcwrap.image.spool import Spool
@@ -34,6 +34,9 @@ REPORT_EVERY = 0.1
 
 FOLLOW_FROM = 1 << 20
 """Bytes that a blob has before its spool begins: smaller ones are whole in no time."""
+
+INDEX_EVERY = 4 << 20
+"""By how many bytes a spool has grown before the index goes on."""
 
 
 class Download(Protocol):
@@ -126,19 +129,40 @@ class Stopwatch:
         self._last = time.monotonic()
 
 
+class _Unpacking:
+    """A layer on its way from blob to index: decompressed, and indexed as far as it is there."""
+
+    def __init__(self, path: str) -> None:
+        self.spool = Spool(path)
+        self.indexer = Indexer()
+        self.seen = 0
+        self.indexed = False
+
+    def go_on(self, room: int) -> None:
+        """Index what has come since the last time; `room` is what the index may cost.
+
+        Raises LayerError, SiteError.
+        """
+        ended = self.spool.ended()
+        size, _ = self.spool.sizes()
+        if ended or size - self.seen >= INDEX_EVERY:
+            self.seen = size
+            self.indexer.extend(self.spool.view(), room, whole=ended)
+            self.indexed = ended
+
+
 class _Layers:
     """The layers of a download: each goes from blob to spool to index as soon as it can.
 
-    Blobs have no name before they are whole; the spools that follow them are known by the inode.
+    Blobs have no name before they are whole; what follows them is known by the inode.
     """
 
     def __init__(self, download: Download, report: Report) -> None:
         self.download = download
         self.blobs = download.resolved.manifest.layers
         self.waiting: List[Blob] = list({blob.digest: blob for blob in self.blobs}.values())
-        self.following: Dict[int, Spool] = {}
-        self.spools: Dict[str, Spool] = {}
-        self.indexes: Dict[str, Layer] = {}
+        self.following: Dict[int, _Unpacking] = {}
+        self.taken: Dict[str, _Unpacking] = {}
         self.report = report
         self.throttled = _Throttle(report)
         self.slots = len(os.sched_getaffinity(0))
@@ -153,27 +177,29 @@ class _Layers:
 
     def unpacking(self) -> bool:
         """Do what can be done now; whether layers are still missing in the index."""
-        running = [digest for digest in self.spools if digest not in self.indexes]
+        running = [digest for digest, each in self.taken.items() if not each.indexed]
         for digest in running:
             self._index(digest)
+        if running:
+            self.throttled(lambda: [Progress("index", "", self._entries(), 0)])
         check_size(*self.sizes())
         for blob in self.waiting[:]:
             if os.path.exists(self.download.blob_path(blob)):
                 self._take(blob)
-        return bool(self.waiting) or len(self.indexes) < len(self.spools)
+        return bool(self.waiting) or not all(each.indexed for each in self.taken.values())
 
     def sizes(self) -> Tuple[int, int]:
         """Bytes so far, unpacked and as they came: a manifest's own word counts for nothing."""
-        sizes = [spool.sizes() for spool in (*self.spools.values(), *self.following.values())]
+        sizes = [each.spool.sizes() for each in self._all()]
         return sum(unpacked for unpacked, _ in sizes), sum(came for _, came in sizes)
 
     def in_order(self) -> List[Layer]:
         """The indexes, lowest layer first."""
-        return [self.indexes[blob.digest] for blob in self.blobs]
+        return [self.taken[blob.digest].indexer.layer for blob in self.blobs]
 
     def files(self) -> List[Any]:
         """The spools' files, lowest layer first."""
-        return [self.spools[blob.digest].file for blob in self.blobs]
+        return [self.taken[blob.digest].spool.file for blob in self.blobs]
 
     def _downloads(self) -> List[Progress]:
         sizes = self.download.sizes()
@@ -190,40 +216,42 @@ class _Layers:
             with suppress(FileNotFoundError):
                 found = item.stat()
                 if found.st_ino not in self.following and found.st_size >= FOLLOW_FROM:
-                    self.following[found.st_ino] = Spool(item.path)
-        for inode, spool in [*self.following.items()]:
-            spool.ended()  # raises when it has become too large
-            if spool.abandoned():
-                self.following.pop(inode).give_up()
+                    self.following[found.st_ino] = _Unpacking(item.path)
+        for inode, each in [*self.following.items()]:
+            each.go_on(self._room(each))  # raises when it has become too large
+            if each.spool.abandoned():
+                self.following.pop(inode).spool.give_up()
 
     def _take(self, blob: Blob) -> None:
-        """Give a whole blob its spool: the one that followed it, or a new one if there is room."""
+        """Take a whole blob: what followed it goes on, or a new spool begins if there is room."""
         path = self.download.blob_path(blob)
-        spool = self.following.pop(os.stat(path).st_ino, None)
-        if spool is None:
-            if len(self.spools) - len(self.indexes) >= self.slots:
+        unpacking = self.following.pop(os.stat(path).st_ino, None)
+        if unpacking is None:
+            if sum(not each.indexed for each in self.taken.values()) >= self.slots:
                 return
-            spool = Spool(path)
-        spool.finish()
+            unpacking = _Unpacking(path)
+        unpacking.spool.finish()
         self.waiting.remove(blob)
-        self.spools[blob.digest] = spool
+        self.taken[blob.digest] = unpacking
 
     def _index(self, digest: str) -> None:
-        spool = self.spools[digest]
+        unpacking = self.taken[digest]
         number = [blob.digest for blob in self.blobs].index(digest)
         try:
-            if spool.ended():
-                self.indexes[digest] = index_layer(spool.view(), self._on_entries, self._room())
-                self._on_entries(0)
+            unpacking.go_on(self._room(unpacking))
         except LayerError as error:
             raise in_layer(error, number, len(self.blobs)) from None
 
-    def _room(self) -> int:
-        return MAX_INDEX - sum(layer.cost for layer in self.indexes.values())
+    def _all(self) -> List[_Unpacking]:
+        return [*self.taken.values(), *self.following.values()]
 
-    def _on_entries(self, more: int) -> None:
-        entries = more + sum(len(layer) for layer in self.indexes.values())
-        self.report(Progress("index", "", entries, 0))
+    def _room(self, unpacking: _Unpacking) -> int:
+        """What is left for the index of a layer."""
+        costs = (each.indexer.layer.cost for each in self._all() if each is not unpacking)
+        return MAX_INDEX - sum(costs)
+
+    def _entries(self) -> int:
+        return sum(len(each.indexer.layer) for each in self._all())
 
 
 class _Throttle:

@@ -90,6 +90,12 @@ class EntryReader:
             if position - start > MAX_EXTENDED:
                 raise LayerError(f"has an entry with more than {MAX_EXTENDED} bytes of headers")
 
+    def forget(self, position: int) -> None:
+        """Unlearn the global headers from a position on: what follows them is not all there."""
+        while self.history and self.history[-1][0] >= position:
+            self.history.pop()
+        self.always = self.history[-1][1] if self.history else {}
+
     def _body(self, start: int, size: int) -> bytes:
         if not 0 <= size <= MAX_PAX:
             raise LayerError(f"has an extended header of {size} bytes")

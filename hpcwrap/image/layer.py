@@ -152,33 +152,58 @@ def index_layer(
 
     room: how much the index may cost.  Raises LayerError.
     """
-    indexer = _Indexer(view)
-    layer = indexer.layer
-    position: Optional[int] = 0
-    counted = 0
-    while position is not None:
-        position = indexer.take(position)
-        if len(layer) - counted < COUNT_EVERY and position is not None:
-            continue
-        layer.cost += ENTRY_COST * (len(layer) - counted) + sum(map(len, layer.names[counted:]))
-        counted = len(layer)
-        if layer.cost > room:
-            raise LayerError(f"has too many files: their names need more than {room >> 20} MiB")
-        if on_entries:
-            on_entries(counted)
-    layer.give_back()
-    return layer
+    indexer = Indexer(on_entries)
+    indexer.extend(view, room, whole=True)
+    return indexer.layer
 
 
-class _Indexer:
-    """A layer's index while it is made."""
+class Indexer:
+    """The index of a layer that may still be coming in: `layer`, as far as that is there."""
 
-    def __init__(self, view: memoryview) -> None:
-        self.view = view
-        self.layer = Layer(view)
-        self.reader = EntryReader(view, self.layer.globals)
+    def __init__(self, on_entries: Optional[Callable[[int], None]] = None) -> None:
+        self.layer = Layer(memoryview(b""))
+        self.reader = EntryReader(self.layer.view, self.layer.globals)
+        self.view = self.layer.view
+        self.position: Optional[int] = 0
+        self.counted = 0
         self.known: Dict[bytes, int] = {}
         self.newest = b"0"
+        self.on_entries = on_entries
+
+    def extend(self, view: memoryview, room: int = MAX_INDEX, *, whole: bool) -> None:
+        """Go on, with a view of the same stream that shows more of it, or all: `whole`.
+
+        room: how much the index may cost.  Raises LayerError, but only for a whole stream: in a
+        part, an entry that is not all there looks like a broken one.
+        """
+        self.layer.view = self.reader.view = self.view = view
+        try:
+            self._go_on(room, whole)
+        except LayerError:
+            if whole:
+                raise
+            self.reader.forget(self.position or 0)
+        self.layer.give_back()
+
+    def _go_on(self, room: int, whole: bool) -> None:
+        while self.position is not None:
+            following = self.take(self.position)
+            if following is None and not whole:
+                # A stream that ends here is one that goes on, as far as a part of it tells.
+                self.reader.forget(self.position)
+                return
+            self.position = following
+            if following is None or len(self.layer) - self.counted >= COUNT_EVERY:
+                self._count(room)
+
+    def _count(self, room: int) -> None:
+        layer, counted = self.layer, self.counted
+        layer.cost += ENTRY_COST * (len(layer) - counted) + sum(map(len, layer.names[counted:]))
+        self.counted = len(layer)
+        if layer.cost > room:
+            raise LayerError(f"has too many files: their names need more than {room >> 20} MiB")
+        if self.on_entries:
+            self.on_entries(self.counted)
 
     def take(self, position: int) -> Optional[int]:
         """Take the entry at `position`; where the next one is, None at the end."""

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from typing import Any
+from typing import Any, Callable, List, Sequence, Tuple
 
 import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tars import Member, make_layer, plan_of, stream_of
 
 from hpcwrap.errors import UserError
-from hpcwrap.image.layer import index_layer
+from hpcwrap.image.layer import Indexer, Layer, index_layer
 from hpcwrap.image.manifest import (
     choose_instance,
     is_index,
@@ -134,6 +134,47 @@ def whole_or_refused(layer: bytes) -> None:
 @given(damaged())
 def test_damaged_tar_streams(layer: bytes) -> None:
     whole_or_refused(layer)
+
+
+def columns(layer: Layer) -> Tuple[object, ...]:
+    """All that an index says."""
+    names = [name for name in Layer.__slots__ if name not in ("view", "trimmed")]
+    return tuple(getattr(layer, name) for name in names)
+
+
+def told(index: Callable[[], Layer]) -> Tuple[object, ...]:
+    """All that an index says, or why there is none."""
+    try:
+        return columns(index())
+    except LayerError as error:
+        return (error.message,)
+
+
+def index_in_parts(stream: bytes, cuts: Sequence[int]) -> Layer:
+    """The index of a stream that is seen up to each cut in turn, and then whole."""
+    indexer = Indexer()
+    for cut in cuts:
+        indexer.extend(memoryview(stream[:cut]), whole=False)
+    indexer.extend(memoryview(stream), whole=True)
+    return indexer.layer
+
+
+@looking(700)
+@given(st.one_of(st.sampled_from(STREAMS), damaged()), st.data())
+def test_a_stream_that_comes_in_parts_has_the_index_of_the_whole(
+    stream: bytes, data: st.DataObject
+) -> None:
+    cuts: List[int] = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=6)))
+    assert told(lambda: index_in_parts(stream, cuts)) == told(
+        lambda: index_layer(memoryview(stream))
+    )
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_a_stream_may_be_cut_anywhere(stream: bytes) -> None:
+    whole = columns(index_layer(memoryview(stream)))
+    for cut in range(0, len(stream), 128):
+        assert columns(index_in_parts(stream, [cut])) == whole
 
 
 @looking(300)

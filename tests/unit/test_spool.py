@@ -94,9 +94,14 @@ def make_layers(tmp_path: Path) -> _Layers:
     return _Layers(Written(tmp_path), lambda _: None)
 
 
+def indexed(layers: _Layers) -> List[str]:
+    """The layers whose index is whole."""
+    return [digest for digest, each in layers.taken.items() if each.indexed]
+
+
 def contents(layers: _Layers) -> List[bytes]:
     """The tar streams, when all are there."""
-    until(lambda: layers.coming() and len(layers.indexes) == len(BLOBS))
+    until(lambda: layers.coming() and len(indexed(layers)) == len(BLOBS))
     return [bytes(layer.view) for layer in layers.in_order()]
 
 
@@ -110,13 +115,13 @@ def test_layers_side_by_side_are_told_apart_by_their_inodes(
     for name, blob in ((ONE, BLOBS[1]), (TWO, BLOBS[0])):
         append(tmp_path / name, blob[:HALF])
     layers.coming()
-    following = {id(spool) for spool in layers.following.values()}
+    following = {id(each) for each in layers.following.values()}
     assert len(following) == 2
     for name, number in ((ONE, 1), (TWO, 0)):
         append(tmp_path / name, BLOBS[number][HALF:])
         finish(tmp_path, name, number)
     assert contents(layers) == LAYERS
-    assert {id(spool) for spool in layers.spools.values()} == following
+    assert {id(each) for each in layers.taken.values()} == following
 
 
 def test_a_layer_that_is_cut_and_comes_again(tmp_path: Path, layers: _Layers) -> None:
@@ -126,8 +131,8 @@ def test_a_layer_that_is_cut_and_comes_again(tmp_path: Path, layers: _Layers) ->
     (tmp_path / ONE).unlink()
     layers.coming()
     assert layers.following == {}
-    assert cut._child is not None
-    assert cut._child.returncode is not None
+    assert cut.spool._child is not None
+    assert cut.spool._child.returncode is not None
     for number, name in enumerate((TWO, ONE)):
         append(tmp_path / name, BLOBS[number])
         layers.coming()
@@ -140,9 +145,9 @@ def test_a_layer_is_none_before_skopeo_names_it(tmp_path: Path, layers: _Layers)
     for number, name in enumerate((ONE, TWO)):
         append(tmp_path / name, BLOBS[number])
     layers.coming()
-    until(lambda: all(size(spool) > HALF for spool in layers.following.values()))
+    until(lambda: all(size(each.spool) > HALF for each in layers.following.values()))
     layers.coming()
-    assert (layers.spools, layers.indexes) == ({}, {})
+    assert layers.taken == {}
 
 
 def test_a_layer_that_becomes_too_large_is_an_error_at_once(
