@@ -75,6 +75,11 @@ class Skopeo:
             return False
         return True
 
+    def stop(self) -> None:
+        """End it before its time."""
+        if self._run is not None:
+            self._run.stop()
+
     def notice(self) -> str:
         """Why nothing comes just now, for a person; "" while skopeo is at work."""
         return self._pause if self._run is None else self._run.notice()
@@ -119,11 +124,15 @@ class _Run:
         code = self._child.poll()
         if code is not None or not self._stalls():
             return code
-        self._child.kill()
-        self._child.wait()
+        self.stop()
         self._errors.seek(0, os.SEEK_END)
         self._errors.write(STALLED.encode())
         return 1
+
+    def stop(self) -> None:
+        """Kill it."""
+        self._child.kill()
+        self._child.wait()
 
     def notice(self) -> str:
         """That it waits, while it does because the registry asked it to; else ""."""

@@ -11,6 +11,7 @@ from hpcwrap.image.access import ANONYMOUS, Access
 from hpcwrap.image.digest import ALGORITHM, digest_of, hex_digits
 from hpcwrap.image.layers import keep, offer, trim
 from hpcwrap.image.manifest import (
+    MAX_MANIFEST,
     Blob,
     Manifest,
     choose_instance,
@@ -81,6 +82,7 @@ class Download:
 
         Raises UserError or SiteError when it failed for good.
         """
+        self._stop_what_does_not_end()
         ended = self._skopeo.ended()
         self._keep()
         if ended:
@@ -132,6 +134,18 @@ class Download:
         """Whether all of a blob is here: skopeo has it brought to the disk, which may be slow."""
         sizes = {blob.size for blob in self.resolved.manifest.layers}
         return any(_size(item) in sizes for item in self.unfinished())
+
+    def _stop_what_does_not_end(self) -> None:
+        """Raise SiteError for a blob that is larger than any is said to be.
+
+        skopeo compares sizes at the end, to which a registry need not come before the disk is full.
+        """
+        config, layers = self.resolved.manifest
+        # A configuration that is written anew as OCI's (see _errand) may be larger than it was.
+        most = max(blob.size for blob in (config, *layers)) + MAX_MANIFEST
+        if any(_size(item) > most for item in self.unfinished()):
+            self._skopeo.stop()
+            raise _untrusted(self.reference)
 
     def _sweep(self) -> None:
         """Remove what an attempt that failed has left unfinished."""

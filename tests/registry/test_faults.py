@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Iterator, List
 
 import pytest
 from fault_proxy import (
+    Answer,
     Behave,
     FaultProxy,
+    Handler,
     cut,
     exchange,
     flip,
@@ -228,6 +231,25 @@ def test_lies_are_seen(
     )
     kept = names_below(Path("download")) if which == "layer" else []
     assert f"blobs/sha256/{pushed.layers[-1][7:]}" not in kept
+
+
+def test_a_blob_without_end_is_stopped_early(text: str, proxy: FaultProxy, pushed: Pushed) -> None:
+    most, piece = 256 << 20, 1 << 20
+    sent = []
+
+    def behave(handler: Handler, answer: Answer) -> None:
+        handler.send(answer, most)
+        with suppress(OSError):
+            for _ in range(most // piece):
+                handler.wfile.write(bytes(piece))
+                sent.append(piece)
+        handler.close()
+
+    proxy.fault(blob(pushed), behave)
+    with pytest.raises(SiteError, match="a digest did not match"):
+        fetch(text, STEADY)
+    proxy.stop()
+    assert sum(sent) < most / 2
 
 
 def test_another_image_than_its_digest(text: str, proxy: FaultProxy, push: Any) -> None:
