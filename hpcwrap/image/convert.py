@@ -163,8 +163,8 @@ class _Layers:
         self.waiting: List[Blob] = list({blob.digest: blob for blob in self.blobs}.values())
         self.following: Dict[int, _Unpacking] = {}
         self.taken: Dict[str, _Unpacking] = {}
-        self.report = report
         self.throttled = _Throttle(report)
+        self.counted = _Throttle(report)
         self.slots = len(os.sched_getaffinity(0))
 
     def coming(self) -> bool:
@@ -180,13 +180,13 @@ class _Layers:
         running = [digest for digest, each in self.taken.items() if not each.indexed]
         for digest in running:
             self._index(digest)
-        if running:
-            self.throttled(lambda: [Progress("index", "", self._entries(), 0)])
         check_size(*self.sizes())
         for blob in self.waiting[:]:
             if os.path.exists(self.download.blob_path(blob)):
                 self._take(blob)
-        return bool(self.waiting) or not all(each.indexed for each in self.taken.values())
+        missing = bool(self.waiting) or not all(each.indexed for each in self.taken.values())
+        self.counted(lambda: [Progress("index", "", self._entries(), 0)], now=not missing)
+        return missing
 
     def sizes(self) -> Tuple[int, int]:
         """Bytes so far, unpacked and as they came: a manifest's own word counts for nothing."""
