@@ -31,6 +31,9 @@ def bring(site: Store, cache: Store, image: Image, limit_bytes: int) -> Image:
     squashfs is damaged; that a copy cannot be made is a warning only.
     """
     touch_used(image)  # the site removes by last use, too
+    if not _is_ours(cache.root):
+        log.warn(f"does not use the cache {cache.root}: others than root may write to it")
+        return image
     found = cache.find_digest(image.digest, image.reference)
     if found is None:
         found = _try_to_copy(site, cache, image, limit_bytes)
@@ -63,6 +66,15 @@ def evict(store: Store, limit_bytes: int, keep: Collection[str] = ()) -> List[Im
 def last_use(image: Image) -> float:
     """When an image was last of use, an epoch in s."""
     return max(image.used, image.pulled)
+
+
+def _is_ours(root: str) -> bool:
+    """Whether nobody else can put an image there; what is not there yet will be ours."""
+    try:
+        link, found = os.lstat(root), os.stat(root)
+    except OSError:
+        return not os.path.islink(root)
+    return link.st_uid == found.st_uid == os.geteuid() and not found.st_mode & 0o022
 
 
 def _try_to_copy(site: Store, cache: Store, image: Image, limit: int) -> Image:

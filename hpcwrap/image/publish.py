@@ -81,9 +81,9 @@ def note_failure(store: Store, text: str, sentence: str, owner: Optional[int] = 
 
 
 def write_link(store: Store, link: Link) -> None:
-    """Write a file of refs/; that of a private image is root's alone, as the image is."""
+    """Write a file of refs/; that of a private image or of a user is root's alone."""
     image = store.find_digest(link.digest)
-    mode = ROOTS if image and image.uids else EVERYONES
+    mode = ROOTS if link.owner is not None or (image and image.uids) else EVERYONES
     path = store.ref_path(link.reference, link.owner)
     write_document(path, {"version": VERSION, **link._asdict()}, mode)
 
@@ -108,8 +108,8 @@ def share(store: Store, digest: str) -> None:
     # The document goes first: whoever may read it may come to the squashfs a moment later.
     os.chmod(store.squashfs_path(digest), EVERYONES)
     for link in store.links()[0]:
-        if link.digest == digest:
-            os.chmod(store.ref_path(link.reference, link.owner), EVERYONES)
+        if link.digest == digest and link.owner is None:
+            os.chmod(store.ref_path(link.reference), EVERYONES)
 
 
 def change_document(store: Store, digest: str, changes: Document) -> None:

@@ -127,6 +127,24 @@ def test_a_cache_that_cannot_be_written_is_a_warning(
     assert "cannot copy a:1 into the cache" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["open", "link", "other"])
+def test_a_cache_that_others_may_fill_is_not_used(
+    site: Store, node: Store, tmp_path: Path, kind: str
+) -> None:
+    image = add(site, "a:1")
+    assert bring(site, node, image, 10 * KB).squashfs != image.squashfs
+    if kind == "open":
+        os.chmod(node.root, 0o777)
+    elif kind == "link":
+        os.rename(node.root, tmp_path / "moved")
+        os.symlink(tmp_path / "moved", node.root)
+    if kind != "open":
+        if os.geteuid() != 0:
+            pytest.skip("only root gives files away")
+        os.chown(node.root, 12001, 12001, follow_symlinks=False)
+    assert bring(site, node, image, 10 * KB) == image
+
+
 def test_damage_is_not_copied(site: Store, node: Store) -> None:
     image = add(site, "a:1")
     os.chmod(image.squashfs, 0o644)
