@@ -61,7 +61,10 @@ class Download(Protocol):
 
 
 class Fetched(NamedTuple):
-    """What is known of a squashfs that was made: sizes in bytes, times in ms."""
+    """What is known of a squashfs that was made: sizes in bytes, times in ms.
+
+    pieces are those of its checksum that are made already, (start, sha256 in hex).
+    """
 
     config: Dict[str, Any]
     compressed: int
@@ -69,6 +72,7 @@ class Fetched(NamedTuple):
     entries: int
     devices: int
     milliseconds: Dict[str, float]
+    pieces: List[Tuple[int, str]]
 
 
 def fetch(name: str, begin: Callable[[], Download], form: Format, report: Report) -> Fetched:
@@ -92,7 +96,7 @@ def fetch(name: str, begin: Callable[[], Download], form: Format, report: Report
         raise UserError(f"the image {name} is broken: {error.message}") from None
     watch.lap("unpack")
     throttled = _Throttle(report)
-    write_squashfs(
+    pieces = write_squashfs(
         plan,
         layers.files(),
         OUTPUT,
@@ -108,6 +112,7 @@ def fetch(name: str, begin: Callable[[], Download], form: Format, report: Report
         entries=plan.entries,
         devices=plan.devices,
         milliseconds=watch.milliseconds,
+        pieces=[(start, piece.hex()) for start, piece in pieces.items()],
     )
 
 

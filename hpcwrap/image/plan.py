@@ -71,7 +71,8 @@ class Plan(NamedTuple):
 
     size: bytes of the stream · entries: names in the image · devices: device nodes left out ·
     tagged: whether extended attributes are in it · root: the root directory's numbers, which
-    mksquashfs takes as options only · newest: the latest time of any entry, an epoch in s.
+    mksquashfs takes as options only · newest: the latest time of any entry, an epoch in s ·
+    largest: bytes of the largest file in any layer.
     """
 
     segments: Stream
@@ -81,6 +82,7 @@ class Plan(NamedTuple):
     tagged: bool
     root: Fields
     newest: int
+    largest: int
 
 
 def check_size(unpacked: int, compressed: int) -> None:
@@ -113,6 +115,7 @@ def flatten(layers: Sequence[Layer]) -> Plan:
         tagged=any(kind & TAGGED for layer in layers for kind in set(layer.kinds)),
         root=DEFAULT_DIRECTORY if root == NOBODY else stream.entry(root).fields,
         newest=max((layer.newest for layer in layers), default=0),
+        largest=max((max(layer.lengths, default=0) for layer in layers), default=0),
     )
 
 

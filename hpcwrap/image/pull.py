@@ -294,7 +294,8 @@ class _Puller:
         document = self._document(resolved, fetched)
         user = self.options.user
         document["uids"] = [user.uid if user else os.geteuid()] if private else []
-        publish_image(self.store, resolved.digest, f"{directory}/{OUTPUT}", document)
+        pieces = {int(start): bytes.fromhex(piece) for start, piece in fetched.pieces}
+        publish_image(self.store, resolved.digest, f"{directory}/{OUTPUT}", document, pieces)
         self.watch.lap("publish")
 
     def _document(self, resolved: Resolved, fetched: Fetched) -> Dict[str, Any]:

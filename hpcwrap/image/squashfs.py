@@ -11,6 +11,7 @@ from typing import IO, Callable, Dict, Iterator, List, NamedTuple, Sequence
 
 from hpcwrap import run
 from hpcwrap.errors import SiteError
+from hpcwrap.image.checksum import EarlyPieces, Pieces
 from hpcwrap.image.plan import ZEROS, Plan, Range
 from hpcwrap.image.worker import guarded, wide_pipe
 
@@ -75,12 +76,13 @@ def write_squashfs(
     output: str,
     form: Format,
     on_bytes: Callable[[int], None],
-) -> None:
+) -> Pieces:
     """Write the squashfs of a plan; on_bytes is told how much of plan.size has gone in.
 
-    Raises SiteError.
+    Returns those pieces of its checksum that were made meanwhile.  Raises SiteError.
     """
-    with tempfile.TemporaryFile(dir=".") as errors, _flushed(output):
+    early = EarlyPieces(plan.largest)
+    with tempfile.TemporaryFile(dir=".") as errors, _flushed(output, early):
         reader, writer = wide_pipe()
         argv = [*as_own_root(), *guarded(command(output, plan, form))]
         child = run.spawn(argv, stdin=reader, stdout=errors, stderr=errors, env=environment(plan))
@@ -97,14 +99,18 @@ def write_squashfs(
         if child.returncode:
             errors.seek(0)
             raise _failed(errors.read(1 << 16).decode(errors="replace"))
+    return early.pieces
 
 
 @contextmanager
-def _flushed(path: str) -> Iterator[None]:
-    """Bring a file to the disk while it is written: the fsync at the end finds little to do."""
+def _flushed(path: str, early: EarlyPieces) -> Iterator[None]:
+    """Bring a file to the disk while it is written, and begin with its checksum.
+
+    The fsync and the checksum at the end find little to do.
+    """
     ended = threading.Event()
     failed: List[OSError] = []
-    thread = threading.Thread(target=_flush, args=(path, ended, failed), daemon=True)
+    thread = threading.Thread(target=_flush, args=(path, early, ended, failed), daemon=True)
     thread.start()
     try:
         yield
@@ -116,7 +122,7 @@ def _flushed(path: str) -> Iterator[None]:
         raise SiteError(f"cannot convert the image: the store says {failed[0].strerror}")
 
 
-def _flush(path: str, ended: threading.Event, failed: List[OSError]) -> None:
+def _flush(path: str, early: EarlyPieces, ended: threading.Event, failed: List[OSError]) -> None:
     try:
         while not os.path.exists(path):
             if ended.wait(FLUSH_EVERY):
@@ -124,6 +130,7 @@ def _flush(path: str, ended: threading.Event, failed: List[OSError]) -> None:
         with open(path, "rb") as file:
             while not ended.wait(FLUSH_EVERY):
                 os.fdatasync(file.fileno())
+                early.look(file.fileno())
     except OSError as error:
         failed.append(error)
 

@@ -52,7 +52,7 @@ class Image(NamedTuple):
     """An image in the store; size is that of the squashfs in bytes, pulled and used epochs in s.
 
     uids are those who may use it, none: everyone; checksum is that of the squashfs file
-    (publish.checksum), or empty where it was made by an hpcwrap that did not keep one.
+    (checksum.py), or empty where it was made by an hpcwrap that did not keep one.
     """
 
     digest: str

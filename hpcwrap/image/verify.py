@@ -14,8 +14,9 @@ from functools import partial
 from typing import Callable, Iterator, List, NamedTuple, Optional
 
 from hpcwrap.errors import HpcwrapError, SiteError
+from hpcwrap.image.checksum import checksum
 from hpcwrap.image.digest import hex_digits
-from hpcwrap.image.publish import change_document, checksum, set_aside
+from hpcwrap.image.publish import change_document, set_aside
 from hpcwrap.image.source import parse_source
 from hpcwrap.image.store import DamagedError, Image, Store, file_name, read_document, read_link
 from hpcwrap.image.workspace import BusyError, locked

@@ -11,12 +11,14 @@ import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Dict, List, Sequence
+from typing import Dict, List, Sequence, Tuple
 
 import pytest
 from tars import Member, make_layer, plan_of
 
 from hpcwrap.errors import SiteError
+from hpcwrap.image import checksum, squashfs
+from hpcwrap.image.checksum import EarlyPieces, Pieces
 from hpcwrap.image.plan import Plan
 from hpcwrap.image.spool import Spool, decompressor
 from hpcwrap.image.squashfs import Format, _flushed, write_squashfs
@@ -62,6 +64,12 @@ def in_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def convert(layers: Sequence[bytes], output: Path, form: Format = ZSTD) -> Plan:
+    return convert_early(layers, output, form)[0]
+
+
+def convert_early(
+    layers: Sequence[bytes], output: Path, form: Format = ZSTD
+) -> Tuple[Plan, Pieces]:
     plan = plan_of(layers)
     seen: List[int] = []
     with ExitStack() as stack:
@@ -69,10 +77,10 @@ def convert(layers: Sequence[bytes], output: Path, form: Format = ZSTD) -> Plan:
         for spool, layer in zip(spools, layers):
             spool.write(layer)
             spool.flush()
-        write_squashfs(plan, spools, str(output), form, seen.append)
+        pieces = write_squashfs(plan, spools, str(output), form, seen.append)
     assert seen == sorted(seen)
     assert seen[-1] == plan.size
-    return plan
+    return plan, pieces
 
 
 def listing(squashfs: Path) -> Dict[str, str]:
@@ -159,13 +167,30 @@ def test_mksquashfs_that_fails_is_the_sites_error(tmp_path: Path) -> None:
 def test_what_the_disk_says_is_told_although_another_fsync_follows() -> None:
     def write_and_wait() -> None:
         others = set(threading.enumerate())
-        with _flushed("/dev/full"):
+        with _flushed("/dev/full", EarlyPieces(0)):
             # fdatasync(2) of a device is EINVAL: the thread ends with that.
             for thread in set(threading.enumerate()) - others:
                 thread.join()
 
     with pytest.raises(SiteError, match="cannot convert the image: the store says"):
         write_and_wait()
+
+
+def test_pieces_of_the_checksum_are_right_before_the_file_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """mksquashfs goes back when it finds that a file is the same as an earlier one."""
+    monkeypatch.setattr(checksum, "PIECE", 1 << 16)
+    monkeypatch.setattr(checksum, "UNWRITTEN", 0)
+    monkeypatch.setattr(squashfs, "FLUSH_EVERY", 0.0005)
+    contents = [os.urandom(3 << 20) for _ in range(8)]
+    members = [Member(f"{n}", content=contents[n % 8]) for n in range(32)]
+    _, pieces = convert_early([make_layer(members)], tmp_path / "image.sqsh")
+    with (tmp_path / "image.sqsh").open("rb") as file:
+        again = {start: checksum.hash_piece(file.fileno(), start) for start in pieces}
+        known = checksum.checksum(file.fileno(), known=pieces)
+        assert (pieces, known) == (again, checksum.checksum(file.fileno()))
+    assert len(pieces) > 100
 
 
 CONTENT = make_layer([Member("a", content=os.urandom(300_000))])
