@@ -201,9 +201,13 @@ def _run_child(
 
     # The edge of this process: whatever happens, nothing of the parent's stack may run here.
     try:
-        become(user, pipes)
+        engine = source.transport in ENGINES
+        become(None if engine else user, pipes)
         os.chdir("/")
-        _read(source, whole, pipes.data, tell)
+        if engine:
+            _read_engine(source, user, pipes.data if whole else None, tell)
+        else:
+            _read(source, whole, pipes.data, tell)
         tell({"end": True})
     except HpcwrapError as error:
         tell({"error": {"who": error.who, "message": error.message[:4000], "hint": error.hint}})
@@ -216,11 +220,6 @@ def _run_child(
 
 
 def _read(source: Source, whole: bool, data: int, tell: Tell) -> None:
-    if source.transport in ENGINES:
-        tell({"kind": DOCKER_ARCHIVE, "stamp": "", "size": 0})
-        if whole:
-            _send_engine(source, data)
-        return
     descriptor, found = _open(source)
     if stat.S_ISDIR(found.st_mode):
         os.fchdir(descriptor)
@@ -343,22 +342,44 @@ def _send_directory(source: Source, kind: str, data: int) -> None:
     raise UserError(f"cannot read {source}: {first}", "pull it again, if it was changed just now")
 
 
-def _send_engine(source: Source, data: int) -> None:
+def _read_engine(
+    source: Source, user: Optional[run.Identity], data: Optional[int], tell: Tell
+) -> None:
+    """Send an image of the user's engine; this process is still root, where that was its parent."""
+    tell({"kind": DOCKER_ARCHIVE, "stamp": "", "size": 0})
+    if data is None:
+        return
     name = f"{source.transport}:{source.reference.full if source.reference else ''}"
-    argv = [run.need_program("skopeo", "skopeo"), "copy", "--quiet", name]
-    code, errors = _run([*argv, "docker-archive:/dev/stdout"], data, _engine_environment())
+    argv = [*_contained(user), run.need_program("skopeo", "skopeo"), "copy", "--quiet", name]
+    environment = _engine_environment(user.uid if user else os.geteuid())
+    code, errors = _run([*argv, "docker-archive:/dev/stdout"], data, environment)
     if code:
         said = _MESSAGE.findall(errors)
         reason = said[-1].replace('\\"', '"') if said else run.last_line(errors)
         raise UserError(f"cannot read {source}: {reason[:1000]}")
 
 
-def _engine_environment() -> Dict[str, str]:
+def _contained(user: Optional[run.Identity]) -> List[str]:
+    """The words before a command that is to be a user's, and takes all that it started with it.
+
+    A user's storage.conf names programs (mount_program), which could leave the process group and
+    live on, with no job and none of its limits; not so in a PID namespace (pid_namespaces(7)).
+    """
+    if user is None or os.geteuid() != 0:
+        return []
+    words = [run.need_program("unshare", "util-linux"), "--pid", "--fork", "--mount-proc", "--"]
+    words += [run.need_program("setpriv", "util-linux")]
+    groups = ",".join(map(str, user.groups))
+    words += [f"--groups={groups}" if groups else "--clear-groups"]
+    return [*words, f"--regid={user.gid}", f"--reuid={user.uid}", "--"]
+
+
+def _engine_environment(uid: int) -> Dict[str, str]:
     """What leads skopeo to the storage of the user: without HOME it would take root's."""
     try:
-        account = pwd.getpwuid(os.geteuid())
+        account = pwd.getpwuid(uid)
     except KeyError:
-        raise SiteError(f"this node does not know the user with the uid {os.geteuid()}") from None
+        raise SiteError(f"this node does not know the user with the uid {uid}") from None
     environment = run.base_environment(HOME=account.pw_dir, USER=account.pw_name)
     runtime = f"/run/user/{account.pw_uid}"
     if os.access(runtime, os.W_OK):

@@ -19,9 +19,9 @@ from typing import Callable, Iterator, List, Optional
 import pytest
 
 from hpcwrap.errors import HpcwrapError, SiteError, UserError
-from hpcwrap.image.reader import Stream, open_as, stamp_as
+from hpcwrap.image.reader import Stream, _contained, open_as, stamp_as
 from hpcwrap.image.source import Source, parse_source
-from hpcwrap.run import Identity
+from hpcwrap.run import Identity, output
 
 REPOSITORY = Path(__file__).parents[2]
 USER = Identity(65533, 65532, (65532, 65531))
@@ -341,3 +341,19 @@ def test_a_file_system_that_hangs_holds_up_the_child_alone(place: Path) -> None:
 def open_it(user: Optional[Identity], source: Source, seconds: float) -> None:
     with open_as(user, source, seconds):
         pass
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root reads as another user")
+def test_programs_of_a_users_storage_end_with_its_reading() -> None:
+    """A program that storage.conf names (mount_program) may leave its process group."""
+    mark = f"{100000 + os.getpid()}"
+    words = _contained(Identity(12001, 12002, (12002, 12003)))
+    script = f"setsid sleep {mark} </dev/null >/dev/null 2>&1 & id -u; id -G; sleep 0.2"
+    said = output([*words, "/bin/sh", "-c", script])
+    assert said.split() == [b"12001", b"12002", b"12003"]
+    commands = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            commands.append(path.read_bytes())
+    assert not [command for command in commands if mark.encode() in command]
+    assert _contained(None) == []
