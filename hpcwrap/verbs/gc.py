@@ -17,9 +17,14 @@ from hpcwrap.image.source import parse_source
 from hpcwrap.image.store import Store
 
 EPILOG = """\
-An image goes when no environment names it and no job used it for `gc_days`; when the store has
-grown above `store_size`, those go that were not used for the longest time.  What a job of any node
-uses stays.  Run it from a timer, and on each node that has a cache.
+An image goes when no environment names it and no job used it for `gc_days`;
+when the store has grown above `store_size`, those go that were not used for the
+longest time.  What a job of any node uses stays.  Run it from a timer, and on
+each node that has a cache.
+
+examples:
+  hpcwrap image gc --dry-run     what would go, and why
+  hpcwrap image gc               let it go
 """
 
 
@@ -56,6 +61,7 @@ def stores_of(loaded: Config, node: str) -> List[Tuple[Store, Rules]]:
     Raises UserError for who may not write to the site's.
     """
     settings = loaded.settings
+    site = writable(settings.store)
     rules = Rules(
         needed=needed(loaded),
         days=settings.gc_days,
@@ -65,7 +71,7 @@ def stores_of(loaded: Config, node: str) -> List[Tuple[Store, Rules]]:
         living=living_jobs(),
         lease_days=settings.lease_days,
     )
-    found = [(writable(settings.store), rules)]
+    found = [(site, rules)]
     if settings.cache and os.path.isdir(settings.cache):
         own = rules._replace(needed=frozenset(), size=parse_size(settings.cache_size))
         found.append((writable(settings.cache), own))
@@ -85,11 +91,18 @@ def texts(loaded: Config) -> Iterator[str]:
 
 
 def living_jobs() -> List[str]:
-    """The jobs that have a container on this node."""
+    """The jobs that have a container on this node.
+
+    Raises UserError for who may not look: every lease would seem to be lost.
+    """
     try:
         return os.listdir(paths.JOBS)
     except FileNotFoundError:
         return []
+    except PermissionError:
+        raise UserError(
+            "cannot clean the store: you may not see which jobs this node has", "become root"
+        ) from None
 
 
 def writable(root: str) -> Store:

@@ -24,8 +24,14 @@ ACTIONS = (
 )
 
 
+EPILOG = """\
+`hpcwrap image ACTION --help` has examples.  See also hpcwrap pull, images and rm.
+"""
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the actions, each with the arguments of its module."""
+    parser.epilog = EPILOG
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     for action in ACTIONS:
         sub = actions.add_parser(

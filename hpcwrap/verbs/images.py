@@ -28,6 +28,12 @@ BETWEEN = 3
 
 HEADINGS = ("reference", "digest", "size", "for", "used", "pulled", "environments", "jobs")
 
+EPILOG = """\
+FOR is who may use an image: all, or the users whose private image it is.  JOBS
+are those of any node; the image stays while there are any.  `hpcwrap rm`,
+`hpcwrap image gc` and `hpcwrap image verify` take care of the rest.
+"""
+
 
 class Listed(NamedTuple):
     """An image under one of its references (empty: under none), the environments of that, the
@@ -43,6 +49,7 @@ class Listed(NamedTuple):
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options of this verb."""
+    parser.epilog = EPILOG
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

@@ -25,10 +25,15 @@ LOCK_SECONDS = 10.0
 READ_SECONDS = 60.0
 
 EPILOG = """\
-Nothing of the file is mounted: its layers are converted like a registry's.  Everyone may use the
-image.  Jobs find it by its name, also where the site reaches no registry (`pull: never`).  Without
-NAME that is what the file says, also if another image has it until now: say NAME for a file that
-others gave you.
+Nothing of the file is mounted: its layers are converted like a registry's.
+Everyone may use the image.  Jobs find it by its name, also where the site
+reaches no registry (`pull: never`).  Without NAME that is what the file says,
+also if another image has it until now: say NAME for a file that others gave you.
+
+examples:
+  hpcwrap image import debian-12.tar                  under the name in the file
+  hpcwrap image import tool.tar debian-12             as an environment's image
+  hpcwrap image import tool.tar site.example/tool:1   under a name of your own
 """
 
 

@@ -8,9 +8,20 @@ from hpcwrap.config import load_config
 from hpcwrap.image.remove import Removed, remove
 from hpcwrap.image.store import Store
 
+EPILOG = """\
+Refused while a job of any node uses the image.  Where several references have one image, it
+goes with the last of them; a digest takes all of them.
+
+examples:
+  hpcwrap rm debian-12          an environment's image
+  hpcwrap rm ubuntu:24.04       a reference, as `hpcwrap images` shows it
+  hpcwrap rm 0d0baca6673c       an image, whatever it is called
+"""
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this verb."""
+    parser.epilog = EPILOG
     parser.add_argument(
         "images",
         nargs="+",

@@ -21,9 +21,15 @@ from hpcwrap.verbs.pullview import count
 LEFTOVER = "leftover"
 
 EPILOG = """\
-Reads every squashfs and compares it with the checksum that it had when it was made.  With --repair,
-what is damaged is set aside (in `aside` of the store, which gc empties) and pulled again by its
-digest.  The exit code is 3 when something is left that is damaged.
+Reads every squashfs and compares it with the checksum that it had when it was
+made.  With --repair, what is damaged is set aside (in `aside` of the store, from
+which gc removes it after `gc_days`) and pulled again by its digest.  The exit
+code is 3 when something is left that is damaged.
+
+examples:
+  hpcwrap image verify               all images and references
+  hpcwrap image verify debian-12     one environment's image
+  hpcwrap image verify --repair      mend what is damaged, clean up after kills
 """
 
 
