@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, Iterator, List
 
 import pytest
-from registries import Cli
+from registries import REPOSITORY, Cli
 from tars import Member, make_layer
 
 from hpcwrap.image import lease
 from hpcwrap.image.cache import bring
+from hpcwrap.image.exchange import name_in
 from hpcwrap.image.publish import change_document
 from hpcwrap.image.store import Store
 
@@ -250,6 +251,20 @@ def test_import_keeps_the_name(exported: Any, root: str) -> None:
     assert len(json.loads(other("images", "--json").stdout)) == 2
 
 
+def test_export_gives_the_name_that_was_asked_for(exported: Any, root: str, cli: Cli) -> None:
+    """Whoever pulled the image first may have called it by its digest, or by a file's path."""
+    pushed, path = exported
+    by_digest = f"{pushed.reference.rpartition(':')[0]}@{pushed.digest}"
+    change_document(Store(cli.store), pushed.digest, {"reference": by_digest})
+    assert cli("image", "import", path, "h:1/b:2").returncode == 0
+    (own,) = [x for x in Store(cli.store).images()[0] if x.digest != pushed.digest]
+    change_document(Store(cli.store), own.digest, {"reference": f"oci-archive:{path}"})
+    for asked, name in ((pushed.digest[7:19], pushed.reference), ("h:1/b:2", "h:1/b:2")):
+        file = f"{root}/{asked.partition('/')[0]}.tar"
+        assert cli("image", "export", asked, file).returncode == 0
+        assert name_in(file) == name
+
+
 def test_a_round_trip_changes_no_byte_of_the_squashfs(exported: Any, root: str, cli: Cli) -> None:
     pushed, path = exported
     Path(root, "other").mkdir()
@@ -301,3 +316,21 @@ def skopeo(*words: str) -> str:
     done = subprocess.run(["skopeo", *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_gc_is_refused_in_a_sentence(push: Any, cli: Cli) -> None:
+    pushed = push("gc/refused:1", [LAYER])
+    cli("pull", "--quiet", pushed.reference)
+    words = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"]
+    done = subprocess.run(
+        [*words, *cli.argv("image", "gc", "--dry-run")],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"hpcwrap: cannot change the store {cli.store}: it is not yours (become root)\n"
+    )
