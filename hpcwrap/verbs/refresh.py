@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import List, NamedTuple, Optional
+from typing import Collection, List, NamedTuple, Optional
 
 from hpcwrap.config import Config, load_config
 from hpcwrap.errors import EXIT_SITE, HpcwrapError, UserError
@@ -15,12 +15,16 @@ from hpcwrap.image.source import parse_source
 from hpcwrap.image.store import Link, Store, parse_key
 from hpcwrap.job import find_user
 from hpcwrap.verbs import setup_slurm
+from hpcwrap.verbs.gc import needed
 from hpcwrap.verbs.pull import reference_of
 
 EPILOG = """\
-For a timer on slurmctld's host, which then tells slurmctld of new digests:
-  hpcwrap image refresh --all --quiet
 Jobs go on with the image that is there while a registry cannot be reached.
+Run it on slurmctld's host, which then tells slurmctld of new digests.
+
+examples:
+  hpcwrap image refresh debian-12          one environment's image
+  hpcwrap image refresh --all --quiet      all tags, for a timer
 """
 SHORT = 12
 
@@ -40,7 +44,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "names", nargs="*", metavar="NAME|REFERENCE", help="environments or references"
     )
-    parser.add_argument("--all", action="store_true", help="all tags in the store")
+    parser.add_argument(
+        "--all", action="store_true", help="all tags in the store, and the files of environments"
+    )
     parser.add_argument(
         "--user", help="whose passwords to try where the site's and none are not enough"
     )
@@ -61,7 +67,10 @@ def run(arguments: argparse.Namespace) -> int:
     store = Store(loaded.settings.store)
     user = find_user(arguments.user) if arguments.user else None
     options = options_from(loaded.settings, user, named_by_user=arguments.own)
-    names = known_tags(store) if arguments.all else keys_of(loaded, arguments.names)
+    if arguments.all:
+        names = known_tags(store, files=needed(loaded))
+    else:
+        names = keys_of(loaded, arguments.names)
     done = [refresh_one(store, name, options) for name in names]
     setup_slurm.renew_table(arguments.config)
     if arguments.json:
@@ -71,9 +80,17 @@ def run(arguments: argparse.Namespace) -> int:
     return EXIT_SITE if any(each.error for each in done) else 0
 
 
-def known_tags(store: Store) -> List[str]:
-    """References in the store whose digest can change and that are everyone's."""
-    return [link.reference for link in store.links()[0] if is_everyones_tag(store, link)]
+def known_tags(store: Store, files: Collection[str]) -> List[str]:
+    """References in the store whose digest can change and that are everyone's; of files these.
+
+    What somebody once pulled of a file by hand may be gone, or not the image user's to read.
+    """
+    return [
+        link.reference
+        for link in store.links()[0]
+        if is_everyones_tag(store, link)
+        and (link.reference in files or not parse_source(link.reference).local)
+    ]
 
 
 def is_everyones_tag(store: Store, link: Link) -> bool:
@@ -112,7 +129,7 @@ def show(done: List[Refreshed], *, quiet: bool) -> None:
 def sentence(each: Refreshed) -> str:
     """What became of a reference."""
     if each.error:
-        return f"{each.reference} stays as it is: {each.error}"
+        return f"{each.reference} stays as it is: {each.error}" if each.before else each.error
     short = hex_digits(each.now)[:SHORT]
     if each.before == each.now:
         return f"{each.reference} is still {short}"

@@ -237,6 +237,20 @@ def test_refresh_tells_what_moved(site: Site) -> None:
     assert site.cli("image", "refresh").returncode == 2
 
 
+def test_refresh_of_all_looks_at_no_files_but_those_of_environments(site: Site, root: str) -> None:
+    for name in ("mine", "by-hand"):
+        Path(root, f"{name}.tar").write_bytes(make_layer([Member(f"bin/{name}")]))
+        assert site.cli("pull", "--quiet", f"tar:{root}/{name}.tar").returncode == 0
+        Path(root, f"{name}.tar").unlink()
+    (site.cli.environments / "mine.yaml").write_text(f"image: tar:{root}/mine.tar\n")
+    done = site.cli("image", "refresh", "--all")
+    assert done.returncode == 3
+    assert done.stdout.startswith(f"tar:{root}/mine.tar stays as it is: cannot read ")
+    assert done.stdout.count("\n") == 1
+    gone = site.cli("image", "refresh", f"tar:{root}/other.tar")
+    assert gone.stdout.startswith(f"cannot read tar:{root}/other.tar: ")
+
+
 # ---- in the background ----
 
 
