@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from typing import Iterator, List, NamedTuple, Union
 
 from hpcwrap import config, log, settingsfile
 from hpcwrap.config import Config, Row
 from hpcwrap.environment import format_mount
 from hpcwrap.errors import EXIT_SITE, SiteError, UserError
+from hpcwrap.image.allow import check_source
+from hpcwrap.image.credentials import site_auth
 from hpcwrap.image.source import parse_source
 from hpcwrap.table import print_table
+from hpcwrap.verbs.pullview import count
 
 
 class Shown(NamedTuple):
@@ -56,23 +60,37 @@ def run(arguments: argparse.Namespace) -> int:
 
 def check(loaded: Config) -> int:
     """Tell every problem; the settings themselves are well, or they could not be loaded."""
-    problems = [*loaded.problems().values(), *image_problems(loaded)]
+    problems = [*loaded.problems().values(), *image_problems(loaded), *file_problems(loaded)]
     for sentence in dict.fromkeys(error.sentence() for error in problems):
         log.say(sentence)
     if problems:
         return EXIT_SITE
-    print(f"{loaded.path}: the settings and {len(loaded.environments)} environments are well")
+    environments = count(len(loaded.environments), "environment")
+    print(f"{loaded.path}: the settings and {environments} are well")
     return 0
 
 
 def image_problems(loaded: Config) -> Iterator[SiteError]:
-    """Images that cannot be there; a job would find out when it pulls."""
+    """Images that cannot be there or are not allowed; a job would find out when it pulls."""
     for name, environment in loaded.environments.items():
         try:
-            parse_source(environment.image)
+            check_source(parse_source(environment.image), loaded.settings.allow_images)
         except UserError as error:
             origin = loaded.environment_origins[name]["image"]
             yield SiteError(f"{origin}: {error.message}", error.hint)
+
+
+def file_problems(loaded: Config) -> Iterator[SiteError]:
+    """Files that settings name and that cannot be used; a pull would find out."""
+    for name in ("policy", "registries_conf"):
+        path = getattr(loaded.settings, name)
+        if path and not os.access(path, os.R_OK):
+            yield SiteError(f"{loaded.origins[name]}: cannot read {path}, which {name} names")
+    if os.geteuid() == 0:  # nobody else may read the passwords
+        try:
+            site_auth(loaded.settings)
+        except SiteError as error:
+            yield SiteError(f"{loaded.origins['auth_file']}: {error.message}", error.hint)
 
 
 def shown(loaded: Config) -> List[Shown]:

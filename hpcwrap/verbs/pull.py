@@ -19,9 +19,23 @@ from hpcwrap.job import find_user
 from hpcwrap.verbs import setup_slurm
 from hpcwrap.verbs.pullview import can_draw, view
 
+EPILOG = """\
+Pulled and converted once, for all nodes that share the store; what is there
+already is not pulled again.  Files are named by their full path.
+
+examples:
+  hpcwrap pull debian-12                          an environment's image
+  hpcwrap pull ubuntu:24.04                       from Docker Hub
+  hpcwrap pull registry.example:5000/team/tool:1  from another registry
+  hpcwrap pull /data/tool.sif                     SIF, squashfs, tar, archives
+  hpcwrap pull /data/rootfs                       a directory with a root file system
+  hpcwrap pull oci:/data/layout:tag               an OCI layout
+"""
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this verb."""
+    parser.epilog = EPILOG
     parser.add_argument(
         "image",
         metavar="NAME|REFERENCE|PATH",
@@ -93,7 +107,7 @@ def sentences(pulled: Pulled) -> Tuple[str, str]:
         return f"{image.reference} is in the store", what
     taken = format_seconds(sum(pulled.milliseconds.values()))
     stages = format_stages(pulled.milliseconds)
-    return f"{image.reference} is ready after {taken}", f"{what} ({stages})"
+    return f"{image.reference} is ready after {taken}", what + (f" ({stages})" if stages else "")
 
 
 def document(pulled: Pulled) -> Dict[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 from typing import Tuple
 
@@ -94,6 +95,29 @@ def test_config_check_finds_a_reference_that_no_registry_could_have(hpcwrap, fil
     assert f"{base}:1: " in err
     assert "Debian:12" in err
     assert err.count("\n") == 1, "the heir of a bad image repeats the error"
+
+
+def test_config_check_finds_what_is_not_allowed_and_files_that_are_not_there(
+    hpcwrap, file: str
+) -> None:
+    Path(file).write_text("allow_images: ['h/*']\npolicy: /gone/p\nregistries_conf: /gone/r\n")
+    code, _, err = hpcwrap("config", "--check")
+    assert code == 3
+    assert "debian-12.yaml:1: cannot use the image docker.io/library/debian:12: this site " in err
+    assert f"{file}:2: cannot read /gone/p, which policy names\n" in err
+    assert f"{file}:3: cannot read /gone/r, which registries_conf names\n" in err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root reads the site's passwords")
+def test_config_check_finds_passwords_that_everybody_may_read(hpcwrap, file: str) -> None:
+    passwords = Path(file).parent / "auth.json"
+    passwords.write_text('{"auths": {}}')
+    Path(file).write_text(f"auth_file: {passwords}\n")
+    passwords.chmod(0o644)
+    code, _, err = hpcwrap("config", "--check")
+    assert (code, f"{file}:1: cannot use the passwords in {passwords}: every" in err) == (3, True)
+    passwords.chmod(0o600)
+    assert hpcwrap("config", "--check")[0] == 0
 
 
 def test_config_check_of_broken_settings_ends_with_3(hpcwrap, file: str) -> None:
