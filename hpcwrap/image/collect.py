@@ -239,11 +239,13 @@ def _has_subject(store: Store, lock: str) -> bool:
     subjects = {
         "image": [f"{rest}.sqsh", f"{rest}.json", f".{rest}.json{HIDDEN}"],
         "ref": [rest],
+        "refresh": [rest],
         "pull": [lock],
     }
     directories = {
         "image": store.images_directory,
         "ref": store.refs_directory,
+        "refresh": store.refs_directory,
         "pull": store.tmp_directory,
     }
     if not dash or kind not in subjects:

@@ -335,9 +335,20 @@ def test_a_users_name_is_that_users_alone(store: Store) -> None:
         assert link is not None
         assert (image.digest, link.digest, link.owner) == (digest, digest, owner)
     assert store.find("a:1", 8) is None
+    assert os.stat(store.ref_path("a:1", 7)).st_mode & 0o777 == 0o400
     assert len(store.links()[0]) == 3
     assert file_name("a", 7) != file_name("a%407")
     assert file_name("a" * 300, 7) != file_name("a" * 300)
+
+
+def test_removing_a_reference_takes_the_users_links_of_it_too(store: Store) -> None:
+    digest = add(store, "a:1")
+    publish_link(store, "a:1", digest, owner=7)
+    publish_link(store, "/home/u/x.sif", digest, owner=8)
+    assert remove(store, "a:1").kept_for == ["/home/u/x.sif"]
+    assert [link.reference for link in store.links()[0]] == ["/home/u/x.sif"]
+    assert remove(store, "/home/u/x.sif").references == ["/home/u/x.sif"]
+    assert files(store) == []
 
 
 def test_histories_end(store: Store) -> None:
