@@ -13,6 +13,7 @@ from hpcwrap import run
 from hpcwrap.errors import DeniedError, HpcwrapError, SiteError, UserError
 from hpcwrap.image.access import Access
 from hpcwrap.image.reference import Reference
+from hpcwrap.image.worker import MAKE_ROOM, STORE_FULL
 
 STALLED = '\nlevel=fatal msg="no byte came"\n'
 """What is written below skopeo's own words when it was ended because nothing came any more."""
@@ -38,8 +39,8 @@ RULES: Sequence[Rule] = (
     Rule(
         r"no space left on device|[Dd]isk quota exceeded",
         SiteError,
-        "the store is full",
-        "remove images: hpcwrap rm",
+        STORE_FULL,
+        MAKE_ROOM,
     ),
     Rule(r"^no byte came$", SiteError, "the registry sends nothing any more", LATER, True),
     Rule(

@@ -9,6 +9,7 @@ layout (image-spec image-layout.md) and has Docker's manifest.json, too, for `do
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -25,7 +26,7 @@ from hpcwrap.image.digest import ALGORITHM, digest_of, hex_digits
 from hpcwrap.image.manifest import ARCHITECTURES, MAX_MANIFEST
 from hpcwrap.image.source import parse_source
 from hpcwrap.image.store import Image, Store, read_document
-from hpcwrap.image.worker import guarded, wide_pipe
+from hpcwrap.image.worker import NO_SPACE, guarded, wide_pipe
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
@@ -123,13 +124,16 @@ def _new_file(path: str, *, private: bool) -> Iterator[IO[bytes]]:
     try:
         descriptor = os.open(path, flags, 0o600 if private else 0o666)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}", "name a new file") from None
+        hint = "name a new file" if error.errno == errno.EEXIST else ""
+        raise UserError(f"cannot write {path}: {error.strerror}", hint) from None
     try:
         with open(descriptor, "wb") as file:
             yield file
-    except BaseException:
+    except BaseException as error:
         with suppress(FileNotFoundError):
             os.unlink(path)
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
+            raise UserError(f"cannot write {path}: {error.strerror}") from None
         raise
 
 

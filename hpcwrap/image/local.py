@@ -8,7 +8,6 @@ stored file as its only layer, so that the same file is the same image everywher
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -38,7 +37,7 @@ from hpcwrap.image.reader import SKOPEO_DIRECTORY, Stream
 from hpcwrap.image.sif import Part, parse_sif
 from hpcwrap.image.source import FILE, Source
 from hpcwrap.image.transport import Resolved
-from hpcwrap.image.worker import Progress, Report, guarded
+from hpcwrap.image.worker import MAKE_ROOM, NO_SPACE, STORE_FULL, Progress, Report, guarded
 
 STORED = "stream"
 ARCHIVE = "archive"
@@ -57,15 +56,14 @@ MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 _CHUNK = 1 << 20
 _REPORT_EVERY = 16 << 20
 
-STORE_FULL = ("cannot store the image: the store is full", "remove images: hpcwrap rm")
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+NO_ROOM = (f"cannot store the image: {STORE_FULL}", MAKE_ROOM)
 
 # What containers/image says of an archive; the meanings for users are predicates of the image.
 RULES: Sequence[Rule] = (
     Rule(
         r"no space left|[Qq]uota exceeded",
         SiteError,
-        *STORE_FULL,
+        *NO_ROOM,
     ),
     Rule(
         r"expected 1 item, got|more than one (image|manifest)",
@@ -104,7 +102,7 @@ def resolve_local(
     except OSError as error:
         if error.errno not in NO_SPACE:
             raise
-        raise SiteError(*STORE_FULL) from None
+        raise SiteError(*NO_ROOM) from None
 
 
 class LocalDownload:
@@ -168,7 +166,7 @@ class LocalDownload:
         self._errors.seek(0)
         text = run.last_line(self._errors.read(1 << 16).decode(errors="replace"))
         if any(os.strerror(number) in text for number in NO_SPACE):
-            return SiteError(*STORE_FULL)
+            return SiteError(*NO_ROOM)
         return UserError(f"the image {self.source} is broken: its squashfs is damaged: {text}")
 
 

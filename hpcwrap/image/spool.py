@@ -22,7 +22,7 @@ from hpcwrap import run
 from hpcwrap.errors import SiteError
 from hpcwrap.image.plan import MAX_UNPACKED
 from hpcwrap.image.tar import LayerError
-from hpcwrap.image.worker import guarded, wide_pipe
+from hpcwrap.image.worker import MAKE_ROOM, STORE_FULL, guarded, wide_pipe
 
 GZIP_MAGIC = b"\x1f\x8b"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
@@ -89,7 +89,7 @@ class Spool:
             self._errors.seek(0)
             text = run.last_line(self._errors.read(1 << 16).decode(errors="replace"))
             if "No space left" in text or self._is_full():
-                raise SiteError("cannot unpack the image: the store is full")
+                raise SiteError(f"cannot unpack the image: {STORE_FULL}", MAKE_ROOM)
             raise LayerError(f"cannot be decompressed, it is damaged or ends early: {text}")
         return True
 

@@ -13,7 +13,7 @@ from hpcwrap import run
 from hpcwrap.errors import SiteError
 from hpcwrap.image.checksum import EarlyPieces, Pieces
 from hpcwrap.image.plan import ZEROS, Plan, Range
-from hpcwrap.image.worker import guarded, wide_pipe
+from hpcwrap.image.worker import MAKE_ROOM, STORE_FULL, guarded, wide_pipe
 
 CHUNK = 4 << 20
 FLUSH_EVERY = 0.1
@@ -183,6 +183,6 @@ def _write_zeros(pipe: int, size: int) -> int:
 
 def _failed(stderr: str) -> SiteError:
     if "No space left" in stderr:
-        return SiteError("cannot convert the image: the store is full")
+        return SiteError(f"cannot convert the image: {STORE_FULL}", MAKE_ROOM)
     lines = [line for line in stderr.splitlines() if "FATAL" in line or "ERROR" in line]
     return SiteError(f"cannot convert the image: mksquashfs says {(lines or [stderr])[-1].strip()}")

@@ -7,6 +7,7 @@ result as lines of JSON in a pipe.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import gc
 import json
@@ -34,6 +35,10 @@ from hpcwrap.errors import DeniedError, HpcwrapError, SiteError, UserError, prin
 
 ERRORS = {"denied": DeniedError, "user": UserError, "site": SiteError}
 """What a worker can raise in its parent, the most special first."""
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+STORE_FULL = "the store is full"
+MAKE_ROOM = "make room: hpcwrap image gc, or hpcwrap rm"
 
 MAX_LINE = 32 << 20
 F_SETPIPE_SZ = 1031  # fcntl.F_SETPIPE_SZ has a name from Python 3.10 on

@@ -101,7 +101,8 @@ def lines(found: List[Finding]) -> List[str]:
     well = [one.kind for one in found if not one.problem]
     counted = [count(well.count(kind), kind) for kind in ("image", "reference") if kind in well]
     verb = "is" if len(well) == 1 else "are"
-    return [*told, f"{' and '.join(counted) or 'nothing'} {verb} well"]
+    rest = [f"{' and '.join(counted)} {verb} well"] if well else []
+    return [*told, *rest] or ["there is no image to verify"]
 
 
 def sentence(one: Finding) -> str:

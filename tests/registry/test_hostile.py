@@ -24,6 +24,7 @@ from hpcwrap.errors import HpcwrapError, SiteError, UserError
 from hpcwrap.image import convert, plan
 from hpcwrap.image.pull import pull
 from hpcwrap.image.store import Image, Store
+from hpcwrap.image.worker import MAKE_ROOM
 
 pytestmark = [pytest.mark.registry, pytest.mark.privileged]
 
@@ -346,7 +347,8 @@ def test_a_store_that_becomes_full(
     content = os.urandom(compressed) + bytes(zeros)
     layers = [gzip.compress(make_layer([Member("big", content=content)]), 1)]
     reference = push(f"full/{request.node.callspec.id}:1", layers).reference
-    with pytest.raises(SiteError, match="the store is full"):
+    with pytest.raises(SiteError, match="the store is full") as caught:
         pull(reference, small)
+    assert caught.value.hint == MAKE_ROOM
     assert os.listdir(small.tmp_directory) == []
     assert small.images() == ([], [])

@@ -251,6 +251,21 @@ def test_import_keeps_the_name(exported: Any, root: str) -> None:
     assert len(json.loads(other("images", "--json").stdout)) == 2
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+def test_export_to_a_full_disk(exported: Any, root: str, cli: Cli) -> None:
+    pushed, _ = exported
+    os.mkdir(f"{root}/small")
+    options = ["-t", "tmpfs", "-o", "size=4k"]
+    subprocess.run(["mount", *options, "tmpfs", f"{root}/small"], check=True)
+    try:
+        done = cli("image", "export", pushed.reference, f"{root}/small/a.tar")
+        assert done.returncode == 2
+        assert done.stderr == f"hpcwrap: cannot write {root}/small/a.tar: No space left on device\n"
+        assert os.listdir(f"{root}/small") == []
+    finally:
+        subprocess.run(["umount", f"{root}/small"], check=True)
+
+
 def test_export_gives_the_name_that_was_asked_for(exported: Any, root: str, cli: Cli) -> None:
     """Whoever pulled the image first may have called it by its digest, or by a file's path."""
     pushed, path = exported
