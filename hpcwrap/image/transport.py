@@ -7,6 +7,7 @@ import tempfile
 from typing import IO, Any, Callable, Dict, List, NamedTuple, Optional, Tuple, TypeVar
 
 from hpcwrap.errors import SiteError, UserError
+from hpcwrap.human import format_size
 from hpcwrap.image.access import ANONYMOUS, Access
 from hpcwrap.image.digest import ALGORITHM, digest_of, hex_digits
 from hpcwrap.image.layers import keep, offer, trim
@@ -21,6 +22,7 @@ from hpcwrap.image.manifest import (
 )
 from hpcwrap.image.reference import Reference
 from hpcwrap.image.skopeo import Errand, Skopeo, finish
+from hpcwrap.image.worker import MAKE_ROOM, STORE_FULL
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -71,6 +73,7 @@ class Download:
         self._blobs = os.path.join(directory, "blobs", ALGORITHM)
         os.makedirs(self._blobs)
         self._kept = {blob.digest for blob in self._offer()}
+        self._check_room()
         self._skopeo = Skopeo(self._errand(), on_retry=self._sweep)
 
     def blob_path(self, blob: Blob) -> str:
@@ -134,6 +137,19 @@ class Download:
         """Whether all of a blob is here: skopeo has it brought to the disk, which may be slow."""
         sizes = {blob.size for blob in self.resolved.manifest.layers}
         return any(_size(item) in sizes for item in self.unfinished())
+
+    def _check_room(self) -> None:
+        """Raise SiteError for an image that the disk has no room for, before it is full."""
+        config, layers = self.resolved.manifest
+        sizes = {blob.digest: blob.size for blob in (config, *layers)}
+        needed = sum(size for digest, size in sizes.items() if digest not in self._kept)
+        disk = os.statvfs(self.directory)
+        if needed > disk.f_bavail * disk.f_frsize:
+            raise SiteError(
+                f"cannot pull the image {self.reference}: {STORE_FULL}: it has no room for"
+                f" {format_size(needed)}",
+                MAKE_ROOM,
+            )
 
     def _stop_what_does_not_end(self) -> None:
         """Raise SiteError for a blob that is larger than any is said to be.

@@ -233,6 +233,16 @@ def test_lies_are_seen(
     assert f"blobs/sha256/{pushed.layers[-1][7:]}" not in kept
 
 
+def test_what_the_disk_has_no_room_for_is_not_begun(text: str, proxy: FaultProxy) -> None:
+    reference = parse_reference(text)
+    resolved = resolve(reference, STEADY)
+    large = resolved.manifest.layers[0]._replace(size=1 << 60)
+    manifest = resolved.manifest._replace(layers=(large,))
+    with pytest.raises(SiteError, match="the store is full"):
+        Download(reference, resolved._replace(manifest=manifest), "download", STEADY)
+    assert proxy.count("/blobs/") == 0
+
+
 def test_a_blob_without_end_is_stopped_early(text: str, proxy: FaultProxy, pushed: Pushed) -> None:
     most, piece = 256 << 20, 1 << 20
     sent = []
