@@ -66,7 +66,7 @@ RULES: Sequence[Rule] = (
     Rule(
         r"trust policy|invalid policy",
         SiteError,
-        "its policy.json cannot be used: {text}",
+        "the site's policy.json cannot be used: {text}",
         "see the setting policy",
     ),
     Rule(
@@ -78,7 +78,7 @@ RULES: Sequence[Rule] = (
     Rule(
         r"registries( configuration|\.conf)",
         SiteError,
-        "its registries.conf cannot be used: {text}",
+        "the site's registries.conf cannot be used: {text}",
         "see the setting registries_conf",
     ),
     Rule(
@@ -167,7 +167,7 @@ def translate(reference: Reference, access: Access, text: str, failures: int = 1
         return SiteError(f"cannot pull the image {reference}: {text[:MAX_QUOTED]}")
     if rule.kind is DeniedError:
         return _denied(reference, access)
-    meaning = rule.meaning.format(text=text[:MAX_QUOTED])
+    meaning = _named(reference, rule.meaning).format(text=text[:MAX_QUOTED])
     tried = f", tried {failures} times" if failures > 1 else ""
     return rule.kind(f"cannot pull the image {reference}: {meaning}{tried}", rule.hint)
 
@@ -186,4 +186,11 @@ def _denied(reference: Reference, access: Access) -> DeniedError:
     if reference.registry.encode() in access.auth:
         meaning = "the registry does not give it for the password that it was shown"
         hint = "is the name right? is the login still valid?"
-    return DeniedError(f"cannot pull the image {reference}: {meaning}", hint)
+    return DeniedError(f"cannot pull the image {reference}: {_named(reference, meaning)}", hint)
+
+
+def _named(reference: Reference, meaning: str) -> str:
+    """The meaning, with the registry's name where the reference leaves it out: docker.io."""
+    if str(reference).startswith(f"{reference.registry}/"):
+        return meaning
+    return meaning.replace("the registry", f"the registry {reference.registry}", 1)

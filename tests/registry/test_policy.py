@@ -161,7 +161,7 @@ def test_a_policy_that_is_broken_fails_closed(
     if content:
         path.write_text(content)
     said = refused(pushed.reference, Access(policy=str(path)), SiteError)
-    assert said.startswith("its policy.json cannot be used: ")
+    assert said.startswith("the site's policy.json cannot be used: ")
     assert said.endswith(" (see the setting policy)")
 
 
@@ -235,7 +235,7 @@ def test_a_registry_that_is_blocked(push: Any, registry: Registry, tmp_path: Pat
 
 def test_a_registries_conf_that_is_broken(tmp_path: Path) -> None:
     said = refused("hub.example/a:1", conf(tmp_path, "[[registry"), SiteError)
-    assert said.startswith("its registries.conf cannot be used: ")
+    assert said.startswith("the site's registries.conf cannot be used: ")
     assert said.endswith(" (see the setting registries_conf)")
 
 

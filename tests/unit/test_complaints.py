@@ -84,7 +84,7 @@ def said(text: str) -> str:
         (
             "Error loading trust policy: open /p.json: permission denied",
             SiteError,
-            "its policy.json cannot be used: Error loading trust policy: open /p.json",
+            "the site's policy.json cannot be used: Error loading trust policy: open /p.json",
             False,
         ),
         (
@@ -117,6 +117,12 @@ def test_an_image_may_be_called_as_it_likes(name: str) -> None:
     text = f"reading manifest 1 in {reference.name}: manifest unknown: manifest unknown"
     assert "does not have it" in translate(reference, ANONYMOUS, text).message
     assert not may_pass(reference, text)
+
+
+@pytest.mark.parametrize("text", ["manifest unknown", "dial tcp: no such host", "unauthorized"])
+def test_the_registry_has_a_name_where_the_reference_leaves_it_out(text: str) -> None:
+    assert "the registry docker.io " in translate(parse_reference("smal"), ANONYMOUS, text).message
+    assert "docker.io" not in translate(REFERENCE, ANONYMOUS, text).message
 
 
 def test_what_was_ended_for_silence() -> None:
