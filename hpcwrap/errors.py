@@ -15,7 +15,6 @@ from __future__ import annotations
 EXIT_USER = 2
 EXIT_SITE = 3
 EXIT_NODE = 4
-EXIT_BUG = 70
 
 
 class HpcwrapError(Exception):

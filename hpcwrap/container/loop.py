@@ -45,16 +45,6 @@ def attach(image: int, name: str) -> Device:
     return _find(image) or _bind_free(image, name)
 
 
-def bound_files() -> Iterator[str]:
-    """Paths of all files that loop devices of this node are bound to."""
-    for number in _numbers():
-        try:
-            with open(f"/sys/block/loop{number}/loop/backing_file", encoding="utf-8") as file:
-                yield file.read().rstrip("\n")
-        except OSError:
-            continue
-
-
 def _find(image: int) -> Optional[Device]:
     wanted = os.fstat(image)
     for number in _numbers():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import List, NamedTuple, Protocol, Tuple
+from typing import NamedTuple, Protocol, Tuple
 
 from hpcwrap.container import accounts, loop, rootfs, syscalls
 from hpcwrap.errors import NodeError, SiteError, UserError
@@ -284,11 +284,6 @@ class KeepHostRoot(NamedTuple):
         host = os.open(HOST_ROOT, rootfs.DIRECTORY)
         syscalls.mount_setattr(host, syscalls.MOUNT_ATTR_NOSUID, recursive=True)
         os.close(host)
-
-
-def describe_all(operations: List[Operation]) -> List[str]:
-    """The lines of `hpcwrap plan`."""
-    return [operation.describe() for operation in operations]
 
 
 def _mount_point(root: int, path: str, *, like: int) -> int:

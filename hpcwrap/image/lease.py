@@ -85,14 +85,6 @@ def leased(store: Store) -> List[str]:
         return []
 
 
-def sweep_node(store: Store, node: str, living: Collection[str]) -> List[Lease]:
-    """Drop this node's leases of jobs that are not among the living; returns them."""
-    found = stale_leases(store, lambda lease: is_lost(lease, node, living))
-    for digest, lease in found:
-        drop(store, digest, lease.node, lease.job)
-    return [lease for _, lease in found]
-
-
 def is_lost(lease: Lease, node: str, living: Collection[str]) -> bool:
     """Whether a lease of this node is none of a living job.
 

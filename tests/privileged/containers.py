@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Callable, List, NamedTuple, Sequence
 
@@ -82,3 +83,12 @@ def run_as(command: Sequence[str], user: User, cwd: str = "/") -> Ran:
 
 Make = Callable[..., Container]
 Hostile = Callable[[str, str], Path]
+
+
+def bound_files() -> List[str]:
+    """Paths of all files that loop devices of this node are bound to."""
+    found = []
+    for path in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with suppress(OSError):  # freed meanwhile
+            found.append(path.read_text().rstrip("\n"))
+    return found

@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
-from containers import ALICE, BOB, ENTER, Hostile, Make, run_as
+from containers import ALICE, BOB, ENTER, Hostile, Make, bound_files, run_as
 
 from hpcwrap import record
 from hpcwrap.config import Settings
-from hpcwrap.container import build, loop, namespaces, syscalls
+from hpcwrap.container import build, namespaces, syscalls
 from hpcwrap.container.operations import Commands
 from hpcwrap.environment import Mount
 from hpcwrap.errors import SiteError
@@ -233,10 +233,10 @@ def test_a_work_directory_of_the_system_does_not_hide_the_image(make: Make) -> N
 def test_containers_of_one_image_share_a_loop_device(make: Make, squashfs: Path) -> None:
     first, second = make(user_namespace=False), make(user_namespace=True)
     assert first.run("true").code == second.run("true").code == 0
-    assert list(loop.bound_files()).count(str(squashfs)) == 1
+    assert list(bound_files()).count(str(squashfs)) == 1
     for container in (first, second):
         build.release(container.place)
-    assert eventually(lambda: str(squashfs) not in loop.bound_files())
+    assert eventually(lambda: str(squashfs) not in bound_files())
 
 
 def test_a_process_inside_keeps_its_container_after_the_epilog(make: Make, squashfs: Path) -> None:
@@ -257,11 +257,11 @@ def test_a_process_inside_keeps_its_container_after_the_epilog(make: Make, squas
         build.release(container.place)
         build.release(container.place)
         assert not os.path.exists(container.place.mount_namespace)
-        assert str(squashfs) in loop.bound_files()
+        assert str(squashfs) in bound_files()
         process.stdin.write("go on\n")
         process.stdin.close()
         assert process.stdout.readline().startswith("alice:")
-    assert eventually(lambda: str(squashfs) not in loop.bound_files())
+    assert eventually(lambda: str(squashfs) not in bound_files())
 
 
 def test_without_pins_a_holder_keeps_the_container(
@@ -301,7 +301,7 @@ def test_a_killed_prolog_leaves_nothing_that_the_next_does_not_mend(
         build.release(container.place)
         record.remove(container.place)
         assert not os.path.exists(container.place.directory)
-    assert eventually(lambda: str(squashfs) not in loop.bound_files())
+    assert eventually(lambda: str(squashfs) not in bound_files())
 
 
 def test_a_broken_image_is_said_to_be_broken(make: Make, tmp_path: Path) -> None:

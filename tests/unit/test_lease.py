@@ -63,17 +63,13 @@ def test_a_store_that_cannot_be_written_has_no_leases(tmp_path: Path) -> None:
     lease.drop(store, OTHER, "n", "1")
 
 
-def test_leases_of_lost_jobs_are_swept(store: Store) -> None:
+def test_leases_of_lost_jobs_are_found(store: Store) -> None:
     for node, job in (("n1", "1"), ("n1", "2"), ("n1", "3"), ("n2", "1")):
         lease.hold(store, OTHER, node, job)
         if job != "3":
             os.utime(Path(store.leases_directory, OTHER[7:], f"{node}:{job}"), (9, 9))
-    assert [(x.node, x.job) for x in lease.sweep_node(store, "n1", ["2"])] == [("n1", "1")]
-    assert {(x.node, x.job) for x in lease.holders(store, OTHER)} == {
-        ("n1", "2"),
-        ("n1", "3"),
-        ("n2", "1"),
-    }
+    found = lease.stale_leases(store, lambda one: lease.is_lost(one, "n1", ["2"]))
+    assert [(digest, one.node, one.job) for digest, one in found] == [(OTHER, "n1", "1")]
 
 
 def test_rm_names_the_job(store: Store) -> None:
