@@ -99,6 +99,8 @@ class Picture:
         stage = progress.stage
         if stage == "notice":
             self.notice = progress.item
+        elif stage == "download" and "read" in self.bars:
+            pass  # a file's layers, which are here
         elif stage == "download":
             self.layers.setdefault(progress.item, Bar()).update(progress.done, progress.total, now)
             whole = self.bars.setdefault(stage, Bar())

@@ -58,6 +58,8 @@ class Lines(Silence):
 
     def report(self, progress: Progress) -> None:
         """Tell of a stage when it begins; of the download when all its layers are known."""
+        if progress.stage == "download" and "read" in self.told:
+            return  # a file's layers, which are here
         if progress.stage == "download" and progress.item not in self.layers:
             self.layers[progress.item] = progress.total
             return

@@ -65,6 +65,16 @@ def picture_after(steps: List[Progress]) -> Picture:
     return picture
 
 
+def test_of_a_file_nothing_is_downloaded(capsys: pytest.CaptureFixture[str]) -> None:
+    steps = [Progress("read", "/a.sif", 0, MB), Progress("read", "/a.sif", MB, MB), *STEPS[9:]]
+    assert "downl" not in "".join(drawn(picture_after(steps), 80))
+    lines = Lines()
+    for step in steps:
+        lines.report(step)
+    said = capsys.readouterr().err
+    assert said == "hpcwrap: reading /a.sif\nhpcwrap: converting 9.0 MB to squashfs\n"
+
+
 def test_layers_have_a_line_while_they_come_in() -> None:
     assert drawn(picture_after(STEPS[:7]), 80) == [
         "download       ######..............................     20 of 120 MB    50 MB/s",
