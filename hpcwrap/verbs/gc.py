@@ -35,6 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--node", metavar="NAME", help="this node, as the scheduler calls it (default: host name)"
     )
+    parser.add_argument("--quiet", "-q", action="store_true", help="print warnings only")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -46,11 +47,11 @@ def run(arguments: argparse.Namespace) -> int:
     for store, rules in stores_of(loaded, node):
         for item in collect(store, rules, dry_run=arguments.dry_run):
             told.append(item)
-            if not arguments.json and item.kind != "lock":
+            if item.kind != "lock" and not (arguments.json or arguments.quiet):
                 print(sentence(item, dry_run=arguments.dry_run), flush=True)
     if arguments.json:
         print(json.dumps([document(item) for item in told], indent=2))
-    else:
+    elif not arguments.quiet:
         print(summary(told, loaded.settings.store, dry_run=arguments.dry_run))
     return 0
 

@@ -43,6 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="environments, references or digests; all if none",
     )
     parser.add_argument("--repair", action="store_true", help="set damage aside and pull it again")
+    parser.add_argument("--quiet", "-q", action="store_true", help="print what is damaged only")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -51,12 +52,12 @@ def run(arguments: argparse.Namespace) -> int:
     loaded = load_config(arguments.config)
     root = loaded.settings.store
     store = writable(root) if arguments.repair else Store(root)
-    with meter(quiet=arguments.json) as on_bytes:
+    with meter(quiet=arguments.json or arguments.quiet) as on_bytes:
         found = findings(loaded, store, arguments, on_bytes)
     if arguments.json:
         print(json.dumps([one._asdict() for one in found], indent=2))
     else:
-        print("\n".join(lines(found)))
+        show(found, quiet=arguments.quiet)
     bad = [one for one in found if one.problem and one.kind != LEFTOVER and not repaired(one)]
     return EXIT_SITE if bad else 0
 
@@ -95,14 +96,22 @@ def repaired(one: Finding) -> bool:
     return one.repair.startswith("pulled again") or (one.kind == "reference" and bool(one.repair))
 
 
-def lines(found: List[Finding]) -> List[str]:
-    """A line for each that is damaged, and one for the rest."""
+def show(found: List[Finding], *, quiet: bool) -> None:
+    """A line for each that is damaged, and, unless quiet, one for the rest."""
     told = [sentence(one) for one in found if one.problem]
+    rest = [] if quiet else summary(found)
+    for line in told + rest:
+        print(line)
+
+
+def summary(found: List[Finding]) -> List[str]:
+    """What is well, in one line."""
+    if not found:
+        return ["there is no image to verify"]
     well = [one.kind for one in found if not one.problem]
     counted = [count(well.count(kind), kind) for kind in ("image", "reference") if kind in well]
     verb = "is" if len(well) == 1 else "are"
-    rest = [f"{' and '.join(counted)} {verb} well"] if well else []
-    return [*told, *rest] or ["there is no image to verify"]
+    return [f"{' and '.join(counted)} {verb} well"] if well else []
 
 
 def sentence(one: Finding) -> str:

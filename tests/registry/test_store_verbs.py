@@ -64,6 +64,7 @@ def test_gc_removes_what_nobody_needs(push: Any, cli: Cli, store: Store) -> None
         images["new"].digest,
     }
     assert cli("image", "gc").stdout == f"nothing to remove in {cli.store}\n"
+    assert cli("image", "gc", "--quiet").stdout == ""
 
 
 def test_gc_keeps_the_store_to_its_size(push: Any, cli: Cli, store: Store) -> None:
@@ -122,8 +123,10 @@ def test_rm_says_which_job_uses_an_image(push: Any, cli: Cli, store: Store) -> N
 
 
 def test_verify_finds_and_repairs(push: Any, cli: Cli, store: Store) -> None:
+    assert cli("image", "verify").stdout == "there is no image to verify\n"
     pushed = push("verify:1", [LAYER])
     cli("pull", "--quiet", pushed.reference)
+    assert cli("image", "verify", "--quiet").stdout == ""
     assert cli("image", "verify").stdout == "1 image and 1 reference are well\n"
     squashfs = Path(store.squashfs_path(pushed.digest))
     whole = squashfs.read_bytes()
@@ -134,6 +137,7 @@ def test_verify_finds_and_repairs(push: Any, cli: Cli, store: Store) -> None:
     found = cli("image", "verify", pushed.reference)
     assert found.returncode == 3
     assert "is not what was written there" in found.stdout
+    assert cli("image", "verify", "--quiet").stdout == found.stdout
     repaired = cli("image", "verify", "--repair", "--json")
     assert repaired.returncode == 0, repaired.stderr
     (image, reference) = json.loads(repaired.stdout)
