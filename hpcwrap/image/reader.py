@@ -337,7 +337,10 @@ def _send_directory(source: Source, kind: str, data: int) -> None:
     lines = [line for line in errors.splitlines() if not line.endswith(_HARMLESS)]
     first = lines[0].partition(": ")[2] if lines else f"tar ended with {code}"
     if "Permission denied" in first:
-        hint = "it is read with your rights; root can pack it: tar -c, then name that file"
+        hint = (
+            "it is read with your rights, an environment's as image_user; "
+            "root can pack it: tar -c, then name that file"
+        )
         raise UserError(f"cannot read {source}: {first}", hint)
     raise UserError(f"cannot read {source}: {first}", "pull it again, if it was changed just now")
 
