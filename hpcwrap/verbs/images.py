@@ -104,7 +104,7 @@ def environments_by_reference(loaded: Config) -> Dict[str, List[str]]:
 def digest_of_name(loaded: Config, store: Store, name: str) -> str:
     """The digest of the image that an environment, a reference, a digest or its digits name.
 
-    Raises UserError when there is none.
+    Raises UserError when there is none, or when users have different images of that name.
     """
     environment = loaded.environments.get(name)
     digits = None if environment else find_by_digits(store, name)
@@ -112,10 +112,20 @@ def digest_of_name(loaded: Config, store: Store, name: str) -> str:
         return digits
     key, digest = parse_key(environment.image if environment else name)
     link = store.find_link(key)
-    found = link.digest if link else digest
-    if found is None:
+    if link or digest:
+        return link.digest if link else str(digest)
+    return _users_image(store, name, key)
+
+
+def _users_image(store: Store, name: str, key: str) -> str:
+    """The digest of what users alone call so."""
+    found = sorted({link.digest for link in store.links()[0] if link.reference == key})
+    if not found:
         raise UserError(f"cannot find the image {name} in the store", "hpcwrap images lists them")
-    return found
+    if len(found) > 1:
+        shown = ", ".join(hex_digits(digest)[:SHORT] for digest in found)
+        raise UserError(f"cannot tell which image {name} is", f"name it by its digest: {shown}")
+    return found[0]
 
 
 def _show(rows: List[Listed]) -> None:

@@ -17,7 +17,7 @@ from tars import Member, make_layer
 from hpcwrap.image import lease
 from hpcwrap.image.cache import bring
 from hpcwrap.image.exchange import name_in
-from hpcwrap.image.publish import change_document
+from hpcwrap.image.publish import change_document, publish_link
 from hpcwrap.image.store import Store
 
 pytestmark = pytest.mark.registry
@@ -148,6 +148,19 @@ def test_verify_finds_and_repairs(push: Any, cli: Cli, store: Store) -> None:
     assert [row["reference"] for row in json.loads(cli("images", "--json").stdout)] == [
         pushed.reference
     ]
+
+
+def test_what_users_named_goes_by_that_name(push: Any, cli: Cli, store: Store) -> None:
+    first, second = (push(f"named/{x}:1", [make_layer([Member(x)])]) for x in "ab")
+    for pushed in (first, second):
+        cli("pull", "--quiet", pushed.reference)
+    publish_link(store, "/home/u/x.sif", first.digest, owner=7)
+    assert cli("image", "verify", "/home/u/x.sif").stdout == "1 image is well\n"
+    publish_link(store, "/home/u/x.sif", second.digest, owner=8)
+    refused = cli("image", "verify", "/home/u/x.sif")
+    assert refused.returncode == 2
+    assert "cannot tell which image /home/u/x.sif is (name it by its digest: " in refused.stderr
+    assert second.digest[7:19] in refused.stderr
 
 
 def test_verify_tells_of_what_kills_left(push: Any, cli: Cli, store: Store) -> None:
