@@ -138,13 +138,23 @@ def loop_device_of(squashfs: str) -> Optional[str]:
 
 
 def _find_link(links: List[Link], text: str) -> Optional[Link]:
-    """The site's link of a reference, or else the first of a user's own."""
+    """The site's link of a reference, or else a user's own.
+
+    Raises UserError where several users have different images of that name.
+    """
     try:
         key = parse_key(text)[0]
     except UserError:
         return None
     found = [link for link in links if link.reference == key]
-    return next((link for link in found if link.owner is None), found[0] if found else None)
+    site = next((link for link in found if link.owner is None), None)
+    if site is None and len({link.digest for link in found}) > 1:
+        shown = ", ".join(sorted(link.digest[: len(ALGORITHM) + 13] for link in found))
+        raise UserError(
+            f"cannot tell which image {text} is: users have different ones of that name",
+            f"name it by its digest: {shown}",
+        )
+    return site or (found[0] if found else None)
 
 
 def _remove_image(store: Store, digest: str, links: List[Link]) -> Removed:

@@ -6,7 +6,7 @@ import argparse
 import json
 import shutil
 import sys
-from typing import Dict, Iterator, List, NamedTuple
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from hpcwrap import log
 from hpcwrap.config import Config, load_config
@@ -18,7 +18,7 @@ from hpcwrap.image.lease import Lease, holders
 from hpcwrap.image.refresh import warning
 from hpcwrap.image.remove import find_by_digits, loop_device_of
 from hpcwrap.image.source import parse_source
-from hpcwrap.image.store import Image, Store, parse_key
+from hpcwrap.image.store import Image, Link, Store, parse_key
 from hpcwrap.table import print_table
 
 SHORT = 12
@@ -29,7 +29,8 @@ BETWEEN = 3
 HEADINGS = ("reference", "digest", "size", "for", "used", "pulled", "environments", "jobs")
 
 EPILOG = """\
-FOR is who may use an image: all, or the users whose private image it is.  JOBS
+FOR is who may use an image: all, or the users whose private image it is.  A
+reference "of" somebody is that user's own word for it (--container=REFERENCE).  JOBS
 are those of any node; the image stays while there are any.  `hpcwrap rm`,
 `hpcwrap image gc` and `hpcwrap image verify` take care of the rest.
 """
@@ -38,9 +39,12 @@ are those of any node; the image stays while there are any.  `hpcwrap rm`,
 class Listed(NamedTuple):
     """An image under one of its references (empty: under none), the environments of that, the
     jobs that use it, and the loop device of this node that has it, if any.
+
+    owner: the uid of the one user for whom the reference means this image, None for everyone.
     """
 
     reference: str
+    owner: Optional[int]
     image: Image
     environments: List[str]
     jobs: List[Lease]
@@ -81,12 +85,19 @@ def listed(store: Store, loaded: Config) -> List[Listed]:
     environments = environments_by_reference(loaded)
     rows = []
     for image in images:
-        names = sorted(link.reference for link in links if link.digest == image.digest)
         jobs, device = holders(store, image.digest), loop_device_of(image.squashfs) or ""
-        rows += [
-            Listed(name, image, environments.get(name, []), jobs, device) for name in names or [""]
-        ]
+        for name, owner in _names(links, image.digest):
+            users = environments.get(name, []) if owner is None else []
+            rows.append(Listed(name, owner, image, users, jobs, device))
     return rows
+
+
+def _names(links: Sequence[Link], digest: str) -> List[Tuple[str, Optional[int]]]:
+    """The references of an image and whose they are; one empty name where there is none."""
+    own = sorted(
+        (x.reference, -1 if x.owner is None else x.owner) for x in links if x.digest == digest
+    )
+    return [(name, None if uid < 0 else uid) for name, uid in own] or [("", None)]
 
 
 def environments_by_reference(loaded: Config) -> Dict[str, List[str]]:
@@ -151,7 +162,7 @@ def _cells(row: Listed) -> List[str]:
     """A row of the table, in the order of HEADINGS."""
     image = row.image
     return [
-        row.reference or "-",
+        _reference(row),
         hex_digits(image.digest)[:SHORT],
         format_size(image.size),
         ", ".join(_account(uid) for uid in image.uids) or "all",
@@ -160,6 +171,11 @@ def _cells(row: Listed) -> List[str]:
         ", ".join(row.environments) or "-",
         _jobs(row),
     ]
+
+
+def _reference(row: Listed) -> str:
+    of = "" if row.owner is None else f" of {_account(row.owner)}"
+    return f"{row.reference or '-'}{of}"
 
 
 def _jobs(row: Listed) -> str:
@@ -190,6 +206,7 @@ def _document(row: Listed) -> Dict[str, object]:
     image = row.image
     return {
         "reference": row.reference or None,
+        "owner": row.owner,
         "digest": image.digest,
         "size": image.size,
         "uids": list(image.uids),

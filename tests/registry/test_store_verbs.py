@@ -161,6 +161,15 @@ def test_what_users_named_goes_by_that_name(push: Any, cli: Cli, store: Store) -
     assert refused.returncode == 2
     assert "cannot tell which image /home/u/x.sif is (name it by its digest: " in refused.stderr
     assert second.digest[7:19] in refused.stderr
+    removal = cli("rm", "/home/u/x.sif")
+    assert removal.returncode == 2
+    assert "cannot tell which image /home/u/x.sif is: users have different" in removal.stderr
+    rows = json.loads(cli("images", "--json").stdout)
+    assert {row["owner"]: row["digest"] for row in rows if row["reference"] == "/home/u/x.sif"} == {
+        7: first.digest,
+        8: second.digest,
+    }
+    assert cli("images").stdout.count("/home/u/x.sif of ") == 2
 
 
 def test_verify_tells_of_what_kills_left(push: Any, cli: Cli, store: Store) -> None:
