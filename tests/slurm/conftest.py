@@ -14,7 +14,7 @@ def site() -> Iterator[Site]:
     """Two nodes with hpcwrap, the demo image and the tiny one in the registry."""
     site = Site(STATE)
     if not os.environ.get("HPCWRAP_TEST_KEEP"):
-        # A run that was killed leaves its cluster, and that of another checkout sees the wrong files.
+        # A killed run leaves its cluster, and that of another checkout sees the wrong files.
         site.need("cluster", "down")
     fresh = site.tool("cluster", "status").code != 0
     if fresh:
