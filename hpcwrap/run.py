@@ -67,6 +67,12 @@ def base_environment(**more: str) -> Dict[str, str]:
     return {**passed, "PATH": PATH, "LANG": "C.UTF-8", **more}
 
 
+def preload() -> None:
+    """Import what starting a command needs: who becomes another user may be unable to read it."""
+    import signal  # noqa: F401
+    import subprocess  # noqa: F401
+
+
 def spawn(
     argv: Sequence[str],
     *,

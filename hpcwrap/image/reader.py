@@ -118,6 +118,7 @@ class _Child:
         if user is not None and os.geteuid() == 0:
             # skopeo opens /dev/stdout anew, for which the pipe has to be its user's (proc(5), fd).
             os.fchown(data, user.uid, user.gid)
+        run.preload()
         self._number = os.fork()
         if self._number == 0:
             os.close(self._life)

@@ -32,6 +32,7 @@ def as_user(
     `purpose` begins the sentence when that fails: ``cannot get …``.  Raises the UserError that it
     raised, or SiteError when it took longer than `seconds` or was killed.
     """
+    run.preload()
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:

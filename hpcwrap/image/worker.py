@@ -10,12 +10,14 @@ from __future__ import annotations
 import errno
 import fcntl
 import gc
+import hashlib  # noqa: F401  the worker's lazy import of it would come too late
 import json
 import os
 import select
 import signal
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor  # noqa: F401  as hashlib
 from contextlib import suppress
 from typing import (
     Any,
@@ -73,6 +75,8 @@ def work_as(
     Raises the HpcwrapError that it raised, or SiteError when it did not end within `seconds`.
     It ends when we end, however that comes, and all processes that it started end with it.
     """
+    # The image user need not be able to read the interpreter's modules, nor ours.
+    run.preload()
     reader, writer = os.pipe()
     life, ours = os.pipe()
     child = os.fork()

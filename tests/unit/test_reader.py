@@ -47,7 +47,8 @@ def check_that_nothing_is_left() -> Iterator[None]:
     OTHERS.clear()
     OTHERS.extend(children())
     yield
-    assert sorted(os.listdir("/proc/self/fd")) == sorted(before)
+    # Fewer there may be: other tests leave files to the garbage collector.
+    assert set(os.listdir("/proc/self/fd")) <= set(before)
     assert children() == []
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -188,3 +190,36 @@ def test_the_parents_rubbish_closes_no_file_of_the_worker(tmp_path: Path) -> Non
         assert call(work, tmp_path) == ({}, [])
     finally:
         gc.enable()
+
+
+UNREADABLE = """
+import sys
+from hpcwrap import run
+from hpcwrap.image.digest import digest_of
+from hpcwrap.image.pull import work_as
+from hpcwrap.image.checksum import checksum
+
+class Closed:
+    def find_spec(self, name, path=None, target=None):
+        raise PermissionError(name)
+
+def work(report):
+    sys.meta_path.insert(0, Closed())
+    run.output(["/bin/true"])
+    with open("/bin/true", "rb") as file:
+        return {"digest": digest_of(b""), "checksum": checksum(file.fileno())}
+
+print(work_as(None, ".", work, print, 20.0)["digest"])
+"""
+
+
+def test_a_worker_needs_no_module_that_its_parent_has_not_read(tmp_path: Path) -> None:
+    """The interpreter may lie where the image user cannot come to."""
+    done = subprocess.run(
+        [sys.executable, "-c", UNREADABLE],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.startswith("sha256:"), done.stderr
