@@ -22,7 +22,8 @@ from hpcwrap import enter, epilog, paths, prolog
 from hpcwrap.config import load_config
 from hpcwrap.container import syscalls
 from hpcwrap.errors import HpcwrapError
-from hpcwrap.image.pull import options_from, pull
+from hpcwrap.image.pull import pull
+from hpcwrap.image.puller import options_from
 from hpcwrap.image.store import Image, Store
 from hpcwrap.job import Job, User
 from hpcwrap.request import Request
@@ -167,7 +168,7 @@ def start_registry(directory: str, tls: str = "") -> str:
     return f"127.0.0.1:{port}"
 
 
-def write_settings(directory: str, reference: str, store: str) -> str:
+def write_settings(directory: str, reference: str, store: str, compression: str = "zstd") -> str:
     """Settings with a store in the directory, and the environment of the image; their path."""
     etc = os.path.join(directory, f"etc-{store}")
     os.makedirs(os.path.join(etc, "environments.d"))
@@ -175,6 +176,7 @@ def write_settings(directory: str, reference: str, store: str) -> str:
         file.write(f"image: {reference}\n")
     with open(f"{etc}/hpcwrap.yaml", "w", encoding="utf-8") as file:
         file.write(f"store: {directory}/{store}\nlog: {directory}/jobs.jsonl\n")
+        file.write(f"squashfs_compression: {compression}\n")
     return f"{etc}/hpcwrap.yaml"
 
 

@@ -21,9 +21,9 @@ from hpcwrap.image import manifest, squashfs
 from hpcwrap.image.layer import index_layer
 from hpcwrap.image.plan import ZEROS, Plan, flatten
 
-ROUNDS, SLOW_ROUNDS = 5, 1
-OURS, PODMAN, CH_IMAGE, APPTAINER = (
+OURS, OURS_LZ4, PODMAN, CH_IMAGE, APPTAINER = (
     "hpcwrap pull",
+    "hpcwrap pull, squashfs_compression: lz4",
     "podman pull",
     "ch-image pull",
     "apptainer build",
@@ -35,7 +35,8 @@ GOAL_BOUND, GOAL_APPTAINER, GOAL_PODMAN = 1.3, 15, 2
 GOAL_MB = 200
 
 ROUNDS = 5
-PEERS_ROUNDS = {PODMAN: 3, CH_IMAGE: 1, APPTAINER: 1}
+PEERS_ROUNDS = {PODMAN: 3, CH_IMAGE: 1, APPTAINER: 3}
+LZ4_ROUNDS = 3
 
 Samples = Dict[str, List[float]]
 
@@ -56,13 +57,14 @@ def measure(rounds: Optional[int]) -> Result:
 def measure_image(image: str, rounds: int, peers_rounds: Dict[str, int]) -> Result:
     """Time them in turn, the slow ones in the first rounds; then look at their memory."""
     peers.prepare()
-    puller = Puller(image)
+    puller, in_lz4 = Puller(image), Puller(image, "lz4")
     layers = layers_of(image)
     merged = place.get().path(f"{image}.tar")
     plan = write_merged(layers, merged)
     bound = Bound(layers, merged, plan, place.get().path("bound.sqsh"))
     work = [
         Work(OURS, puller.pull, rounds),
+        Work(OURS_LZ4, in_lz4.pull, min(rounds, LZ4_ROUNDS)),
         Work(BOUND, bound.at_once, rounds),
         Work(IN_A_ROW, bound.in_a_row, rounds),
         *(
@@ -70,7 +72,14 @@ def measure_image(image: str, rounds: int, peers_rounds: Dict[str, int]) -> Resu
             for name, ready in PEERS.items()
         ),
     ]
-    samples = time_all(work, puller.clear)
+
+    def prepare() -> None:
+        puller.clear()
+        in_lz4.clear()
+        os.sync()
+        peers.forget()
+
+    samples = time_all(work, prepare)
     progress("looking at the memory")
     podman = peers.podman(image)
     memory = {OURS: puller.memory(), PODMAN: peak_memory(podman.argv, env=podman.env)}
@@ -136,7 +145,7 @@ def goals(samples: Dict[str, Row], memory: float) -> Sequence[Goal]:
     )
 
 
-def time_all(work: Sequence[Work], clear: Callable[[], None]) -> Dict[str, Row]:
+def time_all(work: Sequence[Work], prepare: Callable[[], None]) -> Dict[str, Row]:
     """Name → wall time, and "name, processor" → processor time, in s."""
     wall: Samples = {each.name: [] for each in work}
     cpu: Samples = {each.name: [] for each in work}
@@ -144,8 +153,7 @@ def time_all(work: Sequence[Work], clear: Callable[[], None]) -> Dict[str, Row]:
     for number in range(rounds):
         for name, action, _ in (each for each in work if number < each.rounds):
             progress(f"round {number + 1} of {rounds}: {name}")
-            clear()
-            os.sync()
+            prepare()
             spent = timed(action)
             wall[name].append(spent.seconds)
             cpu[name].append(spent.cpu)
@@ -158,12 +166,12 @@ def time_all(work: Sequence[Work], clear: Callable[[], None]) -> Dict[str, Row]:
 class Puller:
     """`hpcwrap pull` into an empty store."""
 
-    def __init__(self, image: str) -> None:
+    def __init__(self, image: str, compression: str = "zstd") -> None:
         here = place.get()
         reference = place.push(image, here.registry)
         self.stages: Samples = {}
-        self.store = f"cold-{image}"
-        config_file = place.write_settings(here.directory, reference, self.store)
+        self.store = f"cold-{image}-{compression}"
+        config_file = place.write_settings(here.directory, reference, self.store, compression)
         self.argv = [sys.executable, "-m", "hpcwrap", "--config", config_file, "pull"]
         self.argv += ["--json", reference]
 

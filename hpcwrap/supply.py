@@ -160,7 +160,8 @@ class _Supplier:
     # ---- what is not ----
 
     def pull(self) -> Tuple[Image, Dict[str, float]]:
-        from hpcwrap.image.pull import Pulled, options_from, pull
+        from hpcwrap.image.pull import Pulled, pull
+        from hpcwrap.image.puller import options_from
 
         text = self.by_digest() if self.choice.pin else str(self.source)
         options = options_from(

@@ -18,7 +18,8 @@ from hpcwrap import run
 from hpcwrap.image.store import Link, Store, file_name
 
 if TYPE_CHECKING:
-    from hpcwrap.image.pull import Pulled, PullOptions
+    from hpcwrap.image.pull import Pulled
+    from hpcwrap.image.puller import PullOptions
 
 HOUR = 3600.0
 AGES = {"always": 0.0, "hourly": HOUR, "daily": 24 * HOUR, "weekly": 168 * HOUR}

@@ -12,7 +12,8 @@ from hpcwrap.image.allow import check_source
 from hpcwrap.image.digest import hex_digits
 from hpcwrap.image.exchange import name_in
 from hpcwrap.image.publish import change_document, publish_link
-from hpcwrap.image.pull import Pulled, find_identity, options_from, pull
+from hpcwrap.image.pull import Pulled, pull
+from hpcwrap.image.puller import find_identity, options_from
 from hpcwrap.image.rights import as_user
 from hpcwrap.image.source import parse_source
 from hpcwrap.image.store import Image, Store, file_name, parse_key

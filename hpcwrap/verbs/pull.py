@@ -13,7 +13,8 @@ from hpcwrap.config import Config, load_config
 from hpcwrap.hints import closest
 from hpcwrap.human import format_seconds, format_size, format_stages
 from hpcwrap.image.digest import hex_digits
-from hpcwrap.image.pull import Pulled, PullOptions, options_from, pull
+from hpcwrap.image.pull import Pulled, pull
+from hpcwrap.image.puller import PullOptions, options_from
 from hpcwrap.image.store import Store
 from hpcwrap.job import find_user
 from hpcwrap.verbs import setup_slurm

@@ -9,7 +9,7 @@ from typing import Collection, List, NamedTuple, Optional
 from hpcwrap.config import Config, load_config
 from hpcwrap.errors import EXIT_SITE, HpcwrapError, UserError
 from hpcwrap.image.digest import hex_digits
-from hpcwrap.image.pull import PullOptions, options_from
+from hpcwrap.image.puller import PullOptions, options_from
 from hpcwrap.image.refresh import refresh
 from hpcwrap.image.source import parse_source
 from hpcwrap.image.store import Link, Store, parse_key

@@ -10,7 +10,8 @@ from typing import Iterator, List
 from hpcwrap.config import Config, load_config
 from hpcwrap.errors import EXIT_SITE
 from hpcwrap.image.collect import unfinished
-from hpcwrap.image.pull import options_from, pull
+from hpcwrap.image.pull import pull
+from hpcwrap.image.puller import options_from
 from hpcwrap.image.store import Store
 from hpcwrap.image.verify import Finding, PullAgain, verify, verify_links
 from hpcwrap.verbs.gc import writable

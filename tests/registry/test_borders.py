@@ -23,7 +23,8 @@ from hpcwrap.config import Settings
 from hpcwrap.environment import Environment
 from hpcwrap.errors import HpcwrapError, UserError
 from hpcwrap.image import plan
-from hpcwrap.image.pull import PullOptions, pull
+from hpcwrap.image.pull import pull
+from hpcwrap.image.puller import PullOptions
 from hpcwrap.image.refresh import refresh
 from hpcwrap.image.store import Store
 from hpcwrap.job import Job, User

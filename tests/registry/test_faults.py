@@ -32,7 +32,8 @@ from tars import Member, make_layer
 from hpcwrap.errors import HpcwrapError, SiteError, UserError
 from hpcwrap.image import skopeo
 from hpcwrap.image.access import Access
-from hpcwrap.image.pull import PullOptions, pull
+from hpcwrap.image.pull import pull
+from hpcwrap.image.puller import PullOptions
 from hpcwrap.image.reference import parse_reference
 from hpcwrap.image.store import Store
 from hpcwrap.image.transport import Download, resolve

@@ -15,7 +15,8 @@ from tars import Member, make_layer
 
 from hpcwrap.image.access import Access
 from hpcwrap.image.layers import prepare_cache
-from hpcwrap.image.pull import PullOptions, pull
+from hpcwrap.image.pull import pull
+from hpcwrap.image.puller import PullOptions
 from hpcwrap.image.reference import parse_reference
 from hpcwrap.image.store import Store
 from hpcwrap.image.transport import Download, resolve

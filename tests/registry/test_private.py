@@ -16,7 +16,8 @@ from token_server import Account, TokenServer
 
 from hpcwrap.errors import DeniedError
 from hpcwrap.image.access import Access
-from hpcwrap.image.pull import Pulled, PullOptions, pull
+from hpcwrap.image.pull import Pulled, pull
+from hpcwrap.image.puller import PullOptions
 from hpcwrap.image.refresh import refresh
 from hpcwrap.image.store import Image, Store, allowed
 from hpcwrap.job import User

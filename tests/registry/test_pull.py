@@ -16,8 +16,9 @@ from registries import INDEX, Registry, free_port
 from tars import Member, make_layer
 
 from hpcwrap.errors import SiteError, UserError
-from hpcwrap.image import pull as pulling
-from hpcwrap.image.pull import PullOptions, pull
+from hpcwrap.image import puller as pulling
+from hpcwrap.image.pull import pull
+from hpcwrap.image.puller import PullOptions
 from hpcwrap.image.store import Store
 from hpcwrap.image.worker import Progress
 

@@ -22,7 +22,8 @@ from trees import Groups, Tree, mounted, read_tree
 
 from hpcwrap.config import load_config
 from hpcwrap.errors import UserError
-from hpcwrap.image.pull import PullOptions, pull
+from hpcwrap.image.pull import pull
+from hpcwrap.image.puller import PullOptions
 from hpcwrap.image.store import Store
 from hpcwrap.job import User
 from hpcwrap.verbs.pull import reference_of

@@ -196,7 +196,7 @@ UNREADABLE = """
 import sys
 from hpcwrap import run
 from hpcwrap.image.digest import digest_of
-from hpcwrap.image.pull import work_as
+from hpcwrap.image.puller import work_as
 from hpcwrap.image.checksum import checksum
 
 class Closed:
