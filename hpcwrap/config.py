@@ -12,7 +12,7 @@ import os
 from typing import Callable, Dict, Iterator, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from hpcwrap import paths
-from hpcwrap.environment import Environment, Mount
+from hpcwrap.environment import FABRICS, GPUS, MPIS, Environment, Mount, Rlimit
 from hpcwrap.errors import SiteError, UserError
 from hpcwrap.hints import closest
 from hpcwrap.request import NONE
@@ -59,6 +59,12 @@ class Settings(NamedTuple):
     user_images: bool = False
     allow_images: Tuple[str, ...] = ()
     shared_images: Tuple[str, ...] = ()
+    gpus: str = "scheduler"
+    fabric: str = "image"
+    mpi: str = "image"
+    rlimits: Tuple[Rlimit, ...] = ()
+    shm_size: str = "0"
+    cdi_directories: Tuple[str, ...] = ("/etc/cdi", "/var/run/cdi")
     mounts: Tuple[Mount, ...] = ()
     mount_home: bool = True
     mount_workdir: bool = True
@@ -179,6 +185,27 @@ ROWS = (
         "patterns",
         "Images that are everyone's, even if pulled with a user's password",
     ),
+    Row(
+        "gpus",
+        "choice",
+        "GPUs in a container: those that the scheduler gave the job, all or none",
+        choices=GPUS,
+    ),
+    Row(
+        "fabric",
+        "choice",
+        "Whose libraries drive InfiniBand and other fabrics: the image's or the host's; or none",
+        choices=FABRICS,
+    ),
+    Row(
+        "mpi",
+        "choice",
+        "Whose MPI library programs get: the image's or, of the same ABI, the host's",
+        choices=MPIS,
+    ),
+    Row("rlimits", "rlimits", "Limits of every process, such as memlock=unlimited, nofile=4k:64k"),
+    Row("shm_size", "bytes", "Size of a /dev/shm of the job's own; 0: the host's /dev/shm"),
+    Row("cdi_directories", "directories", "Where specs of devices are (CDI); the last one wins"),
     Row("mounts", "mounts", "Mounts of every container: a list of fstab lines"),
     Row("mount_home", "switch", "Whether the user's home directory is in the container"),
     Row("mount_workdir", "switch", "Whether the job's work directory is in the container"),

@@ -22,6 +22,20 @@ MOUNT_SIZES = {"size": r"[0-9]+[kKmMgG%]?", "mode": r"[0-7]{3,4}"}
 MOUNT_VARIABLES = ("USER", "UID", "HOME", "JOB")
 """What a source or target may hold as $NAME; the prolog fills them in for each job."""
 
+RLIMITS = ("memlock", "stack", "nofile", "nproc", "core", "data", "rss", "as", "fsize")
+"""Limits that a site may set: setrlimit(2), in lower case."""
+
+UNLIMITED = -1
+
+GPUS = ("scheduler", "all", "none")
+FABRICS = ("image", "host", "none")
+MPIS = ("image", "host")
+DEVICE_PATTERN = (
+    r"[A-Za-z][A-Za-z0-9_.-]*[A-Za-z0-9]/[A-Za-z][A-Za-z0-9_-]*"
+    r"=[A-Za-z0-9]([A-Za-z0-9_.:-]*[A-Za-z0-9])?"
+)
+"""A fully-qualified name of a CDI device: vendor/class=name (CDI's SPEC.md)."""
+
 OPPOSITES = (("ro", "rw"), ("bind", "rbind"))
 
 ESCAPES = {" ": "\\040", "\t": "\\011", "\n": "\\012", "\\": "\\134"}
@@ -50,6 +64,31 @@ class Variable(NamedTuple):
     origin: str = ""
 
 
+class Rlimit(NamedTuple):
+    """A resource limit of every process, setrlimit(2): -1 is unlimited; bytes, counts or s."""
+
+    name: str
+    soft: int
+    hard: int
+
+
+class Machine(NamedTuple):
+    """What of the job's machine a container gets; None is what an environment does not say.
+
+    `gpus` is ``scheduler`` (those that it gave the job), ``all`` or ``none``.  `fabric` and `mpi`
+    say whose libraries: ``image`` or ``host``; a fabric may be ``none``, too.  `devices` are names
+    of CDI devices that every job gets, ``vendor.example/class=name``.  `shm_size` is that of
+    /dev/shm as text, "0" for the host's own.
+    """
+
+    gpus: Optional[str] = None
+    fabric: Optional[str] = None
+    mpi: Optional[str] = None
+    devices: Optional[Tuple[str, ...]] = None
+    rlimits: Tuple[Rlimit, ...] = ()
+    shm_size: Optional[str] = None
+
+
 class Environment(NamedTuple):
     """A named set of image, mounts and variables, after inheritance.
 
@@ -67,6 +106,7 @@ class Environment(NamedTuple):
     groups: Tuple[str, ...]
     origin: str
     base: Optional[str] = None
+    machine: Machine = Machine()
 
 
 def is_name(text: str) -> bool:
@@ -185,6 +225,41 @@ def _escape(field: str) -> str:
 def target_key(mount: Mount) -> str:
     """The target as it compares with others: without doubled and trailing slashes."""
     return "/" + "/".join(part for part in mount.target.split("/") if part)
+
+
+def format_rlimit(limit: Rlimit) -> str:
+    """Write a limit as `parse_rlimit` reads it back."""
+    soft, hard = ("unlimited" if each == UNLIMITED else str(each) for each in limit[1:])
+    return f"{limit.name}={soft}" if soft == hard else f"{limit.name}={soft}:{hard}"
+
+
+def parse_rlimit(text: str) -> Rlimit:
+    """Read ``NAME=SOFT[:HARD]``; one value is both.
+
+    Raises ValueError with the reason.
+    """
+    name, sign, values = text.partition("=")
+    if name not in RLIMITS or not sign:
+        raise ValueError(f"{text!r} is no NAME=SOFT[:HARD]; names are {', '.join(RLIMITS)}")
+    soft, _, hard = values.partition(":")
+    limit = Rlimit(name, _rlimit_value(soft, text), _rlimit_value(hard or soft, text))
+    if limit.hard != UNLIMITED and not UNLIMITED < limit.soft <= limit.hard:
+        raise ValueError(f"{text!r} has a soft limit above the hard one")
+    return limit
+
+
+def _rlimit_value(value: str, text: str) -> int:
+    if value in ("unlimited", "infinity"):
+        return UNLIMITED
+    match = re.fullmatch(r"([0-9]{1,18})([kmgt]?)", value, re.IGNORECASE)
+    if not match:
+        raise ValueError(f"{text!r}: {value!r} is neither a number such as 64m nor unlimited")
+    return int(match.group(1)) << 10 * " kmgt".index(match.group(2).lower() or " ")
+
+
+def replace_rlimits(earlier: Sequence[Rlimit], later: Sequence[Rlimit]) -> Tuple[Rlimit, ...]:
+    """Add limits to those of an earlier layer; one of the same name takes its place."""
+    return tuple({limit.name: limit for limit in (*earlier, *later)}.values())
 
 
 def replace_mounts(earlier: Sequence[Mount], later: Sequence[Mount]) -> Tuple[Mount, ...]:

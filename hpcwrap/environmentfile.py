@@ -8,16 +8,25 @@ from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, 
 
 from hpcwrap.config import Watch
 from hpcwrap.environment import (
+    DEVICE_PATTERN,
+    FABRICS,
+    GPUS,
+    MPIS,
     Environment,
+    Machine,
     Mount,
+    Rlimit,
     Variable,
     is_name,
     parse_mount,
+    parse_rlimit,
     replace_mounts,
+    replace_rlimits,
     replace_variables,
     target_key,
 )
 from hpcwrap.errors import SiteError
+from hpcwrap.human import parse_size
 from hpcwrap.request import NONE
 from hpcwrap.yamlfile import Value, read_document
 
@@ -25,7 +34,11 @@ Parsed = TypeVar("Parsed")
 
 SUFFIX = ".yaml"
 
-KEYS = ("image", "base", "description", "mounts", "variables", "workdir", "users", "groups")
+MACHINE_KEYS = ("gpus", "fabric", "mpi", "devices", "rlimits", "shm_size")
+KEYS = (
+    *("image", "base", "description", "mounts", "variables", "workdir", "users", "groups"),
+    *MACHINE_KEYS,
+)
 ACTIONS = ("unset", "set", "prepend", "append")
 """What `variables` may hold, in the order in which a file's changes are made."""
 
@@ -44,6 +57,7 @@ class Part(NamedTuple):
     workdir: Optional[str]
     users: Optional[Tuple[str, ...]]
     groups: Optional[Tuple[str, ...]]
+    machine: Machine
     origins: Dict[str, str]
 
 
@@ -161,6 +175,7 @@ def resolve(name: str, part: Part, find: Find) -> Resolved:
         groups=_last([each.groups for each in chain]) or (),
         origin=part.file,
         base=part.base.string() if part.base else None,
+        machine=_merge_machines([each.machine for each in chain]),
     )
     return Resolved(environment, origins)
 
@@ -183,6 +198,14 @@ def read_part(path: str) -> Part:
         workdir=optional("workdir", _workdir),
         users=optional("users", _accounts),
         groups=optional("groups", _accounts),
+        machine=Machine(
+            gpus=optional("gpus", lambda value: read_choice(value, GPUS)),
+            fabric=optional("fabric", lambda value: read_choice(value, FABRICS)),
+            mpi=optional("mpi", lambda value: read_choice(value, MPIS)),
+            devices=optional("devices", _devices),
+            rlimits=optional("rlimits", read_rlimits) or (),
+            shm_size=optional("shm_size", read_size),
+        ),
         origins={key: value.origin for key, value in entries.items()},
     )
 
@@ -196,6 +219,58 @@ def read_mounts(value: Value) -> Tuple[Mount, ...]:
         if first is not mount:
             raise item.error(f"{mount.target} is mounted twice", f"first at {first.origin}")
     return tuple(mounts.values())
+
+
+def read_choice(value: Value, choices: Sequence[str]) -> str:
+    """Read one of some words.  Raises SiteError."""
+    word = value.string()
+    if word not in choices:
+        known = f"{', '.join(choices[:-1])} or {choices[-1]}"
+        raise value.error(f"{value.name} must be {known}, not {word!r}")
+    return word
+
+
+def read_size(value: Value) -> str:
+    """Read a number of bytes such as 50g.  Raises SiteError."""
+    # 0 is a number to YAML and 50g is text: both are sizes.
+    try:
+        parse_size(value.text)
+    except ValueError:
+        reason = f"{value.name} must be a size such as 50g, not {value.text!r}"
+        raise value.error(reason) from None
+    return value.text
+
+
+def read_rlimits(value: Value) -> Tuple[Rlimit, ...]:
+    """Read a list of resource limits.  Raises SiteError."""
+    limits = []
+    for item in value.items():
+        try:
+            limits.append(parse_rlimit(item.string()))
+        except ValueError as error:
+            raise item.error(str(error)) from None
+    return replace_rlimits((), limits)
+
+
+def _devices(value: Value) -> Tuple[str, ...]:
+    for item in value.items():
+        if not re.fullmatch(DEVICE_PATTERN, item.string()):
+            raise item.error(
+                f"devices must hold CDI names such as vendor.example/gpu=0, not {item.string()!r}"
+            )
+    return tuple(item.string() for item in value.items())
+
+
+def _merge_machines(machines: Sequence[Machine]) -> Machine:
+    """What the nearest part says of each; rlimits add up."""
+    nearest = {
+        name: _last([getattr(each, name) for each in machines])
+        for name in ("gpus", "fabric", "mpi", "devices", "shm_size")
+    }
+    rlimits: Tuple[Rlimit, ...] = ()
+    for each in machines:
+        rlimits = replace_rlimits(rlimits, each.rlimits)
+    return Machine(rlimits=rlimits, **nearest)
 
 
 def _read_parts(directory: str) -> Tuple[Dict[str, Part], Dict[str, SiteError]]:

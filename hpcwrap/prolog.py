@@ -12,7 +12,7 @@ import sys
 import time
 from typing import Optional
 
-from hpcwrap import epilog, log, paths, record, schedulers, submit, supply
+from hpcwrap import epilog, log, machine, paths, record, schedulers, submit, supply
 from hpcwrap.config import Settings
 from hpcwrap.container import build, environ, namespaces
 from hpcwrap.container.operations import Commands
@@ -62,6 +62,7 @@ def make(
         job,
         scheduler_mounts=adapter.own_mounts(choice.settings),
         commands=host_commands(adapter, choice.settings),
+        additions=machine.additions(choice.environment, choice.settings),
         user_namespace=adapter.user_namespace,
     )
     make_container(plan, place)

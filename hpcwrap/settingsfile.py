@@ -8,14 +8,21 @@ from typing import Callable, Dict, List, Tuple, cast
 
 from hpcwrap import config, paths
 from hpcwrap.config import Defaults, Row, Settings, Watch, unwatched
-from hpcwrap.environment import MOUNT_SIZES, Mount, is_name, replace_mounts
-from hpcwrap.environmentfile import read_mounts, yaml_files
+from hpcwrap.environment import (
+    MOUNT_SIZES,
+    Mount,
+    Rlimit,
+    is_name,
+    replace_mounts,
+    replace_rlimits,
+)
+from hpcwrap.environmentfile import read_choice, read_mounts, read_rlimits, read_size, yaml_files
 from hpcwrap.errors import SiteError
-from hpcwrap.human import parse_size
 from hpcwrap.request import NONE
 from hpcwrap.yamlfile import Value, read_document
 
 Strings = Tuple[str, ...]
+Rlimits = Tuple[Rlimit, ...]
 
 HEADER = """\
 # The site's settings for hpcwrap, described in docs/settings.md.
@@ -59,7 +66,9 @@ def format_value(value: object) -> str:
         return "{" + ", ".join(entries) + "}"
     if value == "":
         return '""'
-    return "[]" if value == () else str(value)
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(format_value, value)) + "]"
+    return str(value)
 
 
 def _layers(file: str, watch: Watch) -> List[str]:
@@ -80,6 +89,8 @@ def _combine(row: Row, earlier: object, later: object) -> object:
     """Lists add to the earlier layers', other values take their place."""
     if row.kind == "mounts":
         return replace_mounts(cast(Tuple[Mount, ...], earlier), cast(Tuple[Mount, ...], later))
+    if row.kind == "rlimits":
+        return replace_rlimits(cast(Rlimits, earlier), cast(Rlimits, later))
     if row.kind == "patterns":
         return tuple(dict.fromkeys((*cast(Strings, earlier), *cast(Strings, later))))
     if row.kind == "defaults":
@@ -135,11 +146,7 @@ def _account(row: Row, value: Value) -> str:
 
 
 def _choice(row: Row, value: Value) -> str:
-    word = value.string()
-    if word not in row.choices:
-        known = f"{', '.join(row.choices[:-1])} or {row.choices[-1]}"
-        raise value.error(f"{row.name} must be {known}, not {word!r}")
-    return word
+    return read_choice(value, row.choices)
 
 
 def _number(row: Row, value: Value) -> int:
@@ -156,13 +163,19 @@ def _size(row: Row, value: Value) -> str:
     return size
 
 
-def _bytes(row: Row, value: Value) -> str:
-    # 0 is a number to YAML and 50g is text: both are sizes.
-    try:
-        parse_size(value.text)
-    except ValueError:
-        raise value.error(f"{row.name} must be a size such as 50g, not {value.text!r}") from None
-    return value.text
+def _bytes(_row: Row, value: Value) -> str:
+    return read_size(value)
+
+
+def _directories(row: Row, value: Value) -> Strings:
+    paths = tuple(item.string() for item in value.items())
+    for item in value.items():
+        _path(row, item)
+    return paths
+
+
+def _rlimits(_row: Row, value: Value) -> Tuple[Rlimit, ...]:
+    return read_rlimits(value)
 
 
 def _patterns(row: Row, value: Value) -> Strings:
@@ -203,6 +216,8 @@ PARSERS: Dict[str, Callable[[Row, Value], object]] = {
     "file": _file,
     "bytes": _bytes,
     "patterns": _patterns,
+    "directories": _directories,
+    "rlimits": _rlimits,
     "account": _account,
     "choice": _choice,
     "number": _number,

@@ -12,11 +12,11 @@ import contextlib
 import json
 import os
 from time import time_ns
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
 
 from hpcwrap import __version__, config, paths
 from hpcwrap.config import Settings
-from hpcwrap.environment import Environment, Mount, Variable, is_name
+from hpcwrap.environment import Environment, Machine, Mount, Rlimit, Variable, is_name
 
 Clock = Callable[[], int]
 """The time in nanoseconds since the epoch."""
@@ -157,7 +157,8 @@ def restore(document: Document) -> Tuple[Settings, Optional[Environment]]:
     """The reverse of `dump`.  Raises TypeError or LookupError for another shape."""
     settings, environment = document["settings"], document["environment"]
     settings["mounts"] = _restore_mounts(settings["mounts"])
-    for name in ("allow_images", "shared_images"):
+    settings["rlimits"] = _restore_rlimits(settings["rlimits"])
+    for name in ("allow_images", "shared_images", "cdi_directories"):
         settings[name] = tuple(settings[name])
     if environment is None:
         return Settings(**settings), None
@@ -165,6 +166,7 @@ def restore(document: Document) -> Tuple[Settings, Optional[Environment]]:
     environment["variables"] = tuple(Variable(*each) for each in environment["variables"])
     environment["users"] = tuple(environment["users"])
     environment["groups"] = tuple(environment["groups"])
+    environment["machine"] = _restore_machine(Machine(*environment["machine"]))
     return Settings(**settings), Environment(**environment)
 
 
@@ -173,6 +175,15 @@ def _restore_mounts(mounts: List[List[Any]]) -> Tuple[Mount, ...]:
         Mount(source, target, kind, tuple(options), origin)
         for source, target, kind, options, origin in mounts
     )
+
+
+def _restore_rlimits(rlimits: Iterable[Any]) -> Tuple[Rlimit, ...]:
+    return tuple(Rlimit(*each) for each in rlimits)
+
+
+def _restore_machine(machine: Machine) -> Machine:
+    devices = None if machine.devices is None else tuple(machine.devices)
+    return machine._replace(devices=devices, rlimits=_restore_rlimits(machine.rlimits))
 
 
 def _ensure_directory(path: str) -> None:

@@ -10,7 +10,7 @@ from typing import Iterable, List, Sequence
 
 from hpcwrap.container.operations import Commands
 from hpcwrap.container.plan import Plan
-from hpcwrap.environment import Environment
+from hpcwrap.environment import Environment, Variable
 from hpcwrap.errors import UserError
 from hpcwrap.paths import JobPaths
 
@@ -39,7 +39,8 @@ def make_entry(
     variables = list(image_variables)
     words += image_instructions(variables)
     words += command_instructions(plan, image_path(variables))
-    words += environment_instructions(environment)
+    words += variable_instructions(plan.variables)
+    words += variable_instructions(environment.variables)
     return encode([*words, "end"])
 
 
@@ -67,18 +68,21 @@ def command_instructions(plan: Plan, path: str) -> List[str]:
     return [word for directory in missing for word in ("append", "PATH", directory)]
 
 
-def environment_instructions(environment: Environment) -> List[str]:
-    """The environment file's variables, in its order: the last word is the site's."""
+def variable_instructions(variables: Iterable[Variable]) -> List[str]:
+    """The machine's and the environment file's variables, in their order: the site's come last."""
     words: List[str] = []
-    for variable in environment.variables:
+    for variable in variables:
         words += [variable.action, variable.name]
         words += [] if variable.action == "unset" else [variable.value]
     return words
 
 
-def describe_variables(image_variables: Iterable[str], environment: Environment) -> List[str]:
+def describe_variables(
+    image_variables: Iterable[str], plan: Plan, environment: Environment
+) -> List[str]:
     """What happens to a job's variables, in order, one line each, for `hpcwrap plan`."""
-    words = [*image_instructions(image_variables), *environment_instructions(environment)]
+    words = image_instructions(image_variables)
+    words += variable_instructions((*plan.variables, *environment.variables))
     lines = []
     while words:
         count = ARGUMENTS[words[0]] + 1

@@ -10,6 +10,7 @@ from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from hpcwrap.config import Settings
 from hpcwrap.container import mounts
+from hpcwrap.container.addition import Addition
 from hpcwrap.container.operations import (
     Accounts,
     Commands,
@@ -22,7 +23,7 @@ from hpcwrap.container.operations import (
     Stage,
     SwitchRoot,
 )
-from hpcwrap.environment import Environment, Mount
+from hpcwrap.environment import Environment, Mount, Variable
 from hpcwrap.job import Job, User
 
 HOST_FILES = ("/etc/resolv.conf", "/etc/hosts", "/etc/localtime")
@@ -39,6 +40,7 @@ class Plan(NamedTuple):
     user_namespace: bool
     image: Image
     operations: Tuple[Operation, ...]
+    variables: Tuple[Variable, ...] = ()
 
     def describe(self) -> List[str]:
         """One line for each step, as `hpcwrap plan` prints them."""
@@ -55,17 +57,19 @@ def make_plan(
     *,
     scheduler_mounts: Sequence[Mount] = (),
     commands: Optional[Commands] = None,
+    additions: Sequence[Addition] = (),
     user_namespace: bool = False,
 ) -> Plan:
     """Plan the container of a job: `squashfs` is the image's file in the store.
 
-    `commands` are those of the host that are to work inside.
+    `commands` are those of the host that are to work inside, `additions` what the machine adds.
 
     Raises SiteError for a mount that cannot be meant.
     """
     wanted = [
         *mounts.SYSTEM,
         *mounts.make(scheduler_mounts, variables={}),
+        *(mount for addition in additions for mount in addition.mounts),
         *mounts.user_mounts(settings, job),
         *mounts.make((*settings.mounts, *environment.mounts), variables=_variables(job)),
     ]
@@ -78,11 +82,13 @@ def make_plan(
         *(HostFile(path) for path in HOST_FILES),
         Accounts(job.user.name),
         *mounts.arrange(wanted),
+        *(operation for addition in additions for operation in addition.operations),
         *([commands] if commands else []),
         ReadOnlyRoot(),
         KeepHostRoot() if commands else SwitchRoot(),
     ]
-    return Plan(job.user, user_namespace, image, tuple(operations))
+    variables = tuple(variable for addition in additions for variable in addition.variables)
+    return Plan(job.user, user_namespace, image, tuple(operations), variables)
 
 
 def _variables(job: Job) -> Dict[str, str]:

@@ -7,7 +7,7 @@ import json
 from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
 from hpcwrap.config import Config, load_config
-from hpcwrap.environment import Environment, Variable, format_mount
+from hpcwrap.environment import Environment, Machine, Variable, format_mount, format_rlimit
 from hpcwrap.errors import EXIT_SITE
 from hpcwrap.table import print_table
 
@@ -73,6 +73,8 @@ def make_document(environment: Environment, origins: Dict[str, str]) -> Document
     mounts = [{**mount._asdict(), "line": format_mount(mount)} for mount in environment.mounts]
     variables = [variable._asdict() for variable in environment.variables]
     document = {**environment._asdict(), "mounts": mounts, "variables": variables}
+    document["machine"] = environment.machine._asdict()
+    document["machine"]["rlimits"] = [format_rlimit(each) for each in environment.machine.rlimits]
     return {**document, "origins": origins}
 
 
@@ -84,10 +86,21 @@ def show_rows(environment: Environment, origins: Dict[str, str]) -> List[Tuple[s
         rows += [(key, value, origins[key])] if value else []
     rows += [("mount", format_mount(each), each.origin) for each in environment.mounts]
     rows += [("variable", format_variable(each), each.origin) for each in environment.variables]
+    rows += [(key, text, origins[key]) for key, text in machine_cells(environment.machine)]
     for key in ("users", "groups"):
         names = getattr(environment, key)
         rows += [(key, ", ".join(names), origins[key])] if names else []
     return rows
+
+
+def machine_cells(machine: Machine) -> List[Tuple[str, str]]:
+    """What an environment says of the machine: key and text."""
+    said = {**machine._asdict(), "rlimits": [format_rlimit(each) for each in machine.rlimits]}
+    return [
+        (key, value if isinstance(value, str) else ", ".join(value))
+        for key, value in said.items()
+        if value
+    ]
 
 
 def format_variable(variable: Variable) -> str:

@@ -7,6 +7,7 @@ import json
 import os
 from typing import List, Tuple
 
+from hpcwrap import machine
 from hpcwrap.config import Config, load_config
 from hpcwrap.container import environ
 from hpcwrap.container.plan import Plan, make_plan
@@ -33,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config)
     environment = config.environment(arguments.environment)
     plan, image_variables = plan_for(arguments, config, environment)
-    variables = environ.describe_variables(image_variables, environment)
+    variables = environ.describe_variables(image_variables, plan, environment)
     if arguments.json:
         print(json.dumps({"operations": plan.describe(), "variables": variables}, indent=1))
         return 0
@@ -60,6 +61,7 @@ def plan_for(
         Job("0", arguments.scheduler, user, workdir, os.uname().nodename),
         scheduler_mounts=adapter.own_mounts(config.settings),
         commands=host_commands(adapter, config.settings),
+        additions=machine.additions(environment, config.settings),
         user_namespace=adapter.user_namespace,
     )
     return plan, list(image.config.env) if image else []

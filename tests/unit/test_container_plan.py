@@ -6,11 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hpcwrap import machine
 from hpcwrap.config import Settings
 from hpcwrap.container import accounts, environ, mounts
+from hpcwrap.container.addition import Addition
 from hpcwrap.container.operations import Bind, Commands, Tmpfs
 from hpcwrap.container.plan import make_plan
-from hpcwrap.environment import Environment, Mount, Variable
+from hpcwrap.environment import Environment, Machine, Mount, Variable
 from hpcwrap.errors import SiteError, UserError
 from hpcwrap.job import Job, User
 from hpcwrap.paths import JobPaths
@@ -176,5 +178,15 @@ def test_variables_are_described_one_a_line() -> None:
     environment = PLAIN._replace(
         variables=(Variable("unset", "C", ""), Variable("set", "A", "b c"))
     )
-    found = environ.describe_variables(["PATH=/i", "K=v"], environment)
-    assert found == ["default K v", "path /i", "unset C", "set A b c"]
+    addition = Addition(variables=(Variable("set", "A", "gpu"),))
+    plan = make_plan("/x", environment, Settings(), JOB, additions=[addition])
+    found = environ.describe_variables(["PATH=/i", "K=v"], plan, environment)
+    assert found == ["default K v", "path /i", "set A gpu", "unset C", "set A b c"]
+
+
+def test_shared_memory_is_the_hosts_unless_a_size_is_given() -> None:
+    assert machine.additions(PLAIN, Settings()) == [Addition()]
+    small = PLAIN._replace(machine=Machine(shm_size="1g"))
+    words = lines(small, additions=machine.additions(small, Settings()))
+    dev = next(number for number, text in enumerate(words) if text.startswith("bind /dev ("))
+    assert dev < words.index("tmpfs on /dev/shm (size=1g,mode=1777; shm_size)")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from hpcwrap import environmentfile
-from hpcwrap.environment import Environment, Mount, Variable
+from hpcwrap.environment import Environment, Machine, Mount, Rlimit, Variable
 from hpcwrap.errors import SiteError
 
 FULL = """\
@@ -87,6 +88,37 @@ def test_an_image_is_enough(directory: Directory) -> None:
     assert directory.one("a") == Environment(
         "a", "debian:12", "", (), (), None, (), (), directory.file("a")
     )
+
+
+def test_the_machine_is_inherited_key_by_key(directory: Directory) -> None:
+    directory.write(
+        "base",
+        "image: x\ngpus: all\nmpi: host\nshm_size: 8g\nrlimits: [memlock=unlimited, nofile=4k]\n",
+    )
+    directory.write(
+        "mine",
+        "base: base\ngpus: none\nfabric: host\ndevices: [v.example/c=0]\nrlimits: [nofile=1k:2k]\n",
+    )
+    limits = (Rlimit("memlock", -1, -1), Rlimit("nofile", 1024, 2048))
+    wanted = Machine("none", "host", "host", ("v.example/c=0",), limits, "8g")
+    assert directory.one("mine").machine == wanted
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("gpus: some", "gpus must be scheduler, all or none"),
+        ("devices: [gpu0]", "devices must hold CDI names"),
+        ("rlimits: [nofiles=1]", "no NAME=SOFT"),
+        ("rlimits: [nofile=2:1]", "above the hard one"),
+        ("rlimits: [nofile=unlimited:1]", "above the hard one"),
+        ("rlimits: [stack=much]", "neither a number"),
+        ("shm_size: big", "shm_size must be a size"),
+    ],
+)
+def test_a_machine_that_cannot_be_meant(directory: Directory, line: str, reason: str) -> None:
+    directory.write("a", f"image: x\n{line}\n")
+    assert re.search(f":2: .*{reason}", directory.read().broken["a"].message)
 
 
 def test_a_base_is_inherited_key_by_key(directory: Directory) -> None:

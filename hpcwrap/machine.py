@@ -1,0 +1,34 @@
+"""The machine inside the container: what of the job's node, beside its files, a container gets.
+
+`additions` is the story; each part is planned by a module of the container room.
+"""
+
+from __future__ import annotations
+
+from typing import List
+
+from hpcwrap.config import Settings
+from hpcwrap.container import memory
+from hpcwrap.container.addition import Addition
+from hpcwrap.environment import Environment, Machine, replace_rlimits
+
+
+def additions(environment: Environment, settings: Settings) -> List[Addition]:
+    """What the parts of the machine add to the container of a job."""
+    wanted = of_machine(environment, settings)
+    return [
+        memory.addition(wanted),
+    ]
+
+
+def of_machine(environment: Environment, settings: Settings) -> Machine:
+    """What an environment says of the machine, and the site's settings where it says nothing."""
+    said = environment.machine
+    return Machine(
+        gpus=said.gpus or settings.gpus,
+        fabric=said.fabric or settings.fabric,
+        mpi=said.mpi or settings.mpi,
+        devices=said.devices or (),
+        rlimits=replace_rlimits(settings.rlimits, said.rlimits),
+        shm_size=said.shm_size or settings.shm_size,
+    )
