@@ -14,6 +14,7 @@ import time
 from contextlib import suppress
 from typing import Any, Callable, Dict, List, NamedTuple, Protocol, Tuple
 
+from hpcwrap import run
 from hpcwrap.errors import UserError
 from hpcwrap.image.digest import digest_of
 from hpcwrap.image.flatten import in_layer
@@ -21,7 +22,7 @@ from hpcwrap.image.layer import MAX_INDEX, Indexer, Layer
 from hpcwrap.image.manifest import MAX_MANIFEST, Blob, load_json
 from hpcwrap.image.plan import check_size, flatten
 from hpcwrap.image.spool import Spool
-from hpcwrap.image.squashfs import Format, write_squashfs
+from hpcwrap.image.squashfs import Format, as_own_root, write_squashfs
 from hpcwrap.image.store import CONFIG_KEYS, parse_config
 from hpcwrap.image.tar import LayerError
 from hpcwrap.image.transport import Resolved
@@ -53,6 +54,9 @@ class Download(Protocol):
     def sizes(self) -> Dict[str, int]:
         """Bytes that are here of each layer, by digest."""
 
+    def processes(self) -> List[run.Process]:
+        """Those whose end is the next thing to happen."""
+
     def notice(self) -> str:
         """Why nothing comes just now, for a person; "" while something does."""
 
@@ -83,12 +87,13 @@ def fetch(name: str, begin: Callable[[], Download], form: Format, report: Report
     """
     watch = Stopwatch()
     layers = _Layers(begin(), report)
+    own_root = as_own_root()
     try:
         while layers.coming():
-            time.sleep(TICK)
+            layers.wait()
         watch.lap("download")
         while layers.unpacking():
-            time.sleep(TICK)
+            layers.wait()
         plan = flatten(layers.in_order())
         # Sparse files grow only now.
         check_size(plan.size, layers.sizes()[1])
@@ -102,6 +107,7 @@ def fetch(name: str, begin: Callable[[], Download], form: Format, report: Report
         OUTPUT,
         form,
         lambda done: throttled(lambda: [Progress("convert", "", done, plan.size)]),
+        before=own_root,
     )
     watch.lap("convert")
     manifest = layers.download.resolved.manifest
@@ -192,6 +198,11 @@ class _Layers:
         missing = bool(self.waiting) or not all(each.indexed for each in self.taken.values())
         self.counted(lambda: [Progress("index", "", self._entries(), 0)], now=not missing)
         return missing
+
+    def wait(self) -> None:
+        """Wait until a process ends, or something may have come otherwise."""
+        spools = [each.spool.process for each in self._all()]
+        run.wait_for_any([*self.download.processes(), *spools], TICK)
 
     def sizes(self) -> Tuple[int, int]:
         """Bytes so far, unpacked and as they came: a manifest's own word counts for nothing."""

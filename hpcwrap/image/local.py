@@ -13,7 +13,7 @@ import json
 import os
 import re
 import tempfile
-from typing import IO, Any, BinaryIO, Dict, List, Sequence
+from typing import IO, Any, BinaryIO, Dict, List, Optional, Sequence
 
 from hpcwrap import run
 from hpcwrap.errors import HpcwrapError, SiteError, UserError
@@ -114,7 +114,7 @@ class LocalDownload:
     def __init__(self, source: Source, resolved: Resolved) -> None:
         self.source = source
         self.resolved = resolved
-        self._child = None
+        self._child: Optional[run.Process] = None
         self._errors: IO[bytes] = tempfile.TemporaryFile(dir=".")  # noqa: SIM115
         if os.path.exists(SQUASHFS):
             # With the root's own owner and mode, which it leaves out otherwise (sqfs2tar(1)).
@@ -145,6 +145,10 @@ class LocalDownload:
         self._child = None
         os.rename(os.path.join(BLOBS, PART), self.blob_path(self.resolved.manifest.layers[0]))
         return True
+
+    def processes(self) -> List[run.Process]:
+        """Those whose end is the next thing to happen."""
+        return [self._child] if self._child else []
 
     def notice(self) -> str:
         """Nothing: a file is read as fast as it can be."""

@@ -75,6 +75,10 @@ class Skopeo:
             return False
         return True
 
+    def processes(self) -> List[run.Process]:
+        """The process that works on it now, if there is one."""
+        return [self._run.child] if self._run else []
+
     def stop(self) -> None:
         """End it before its time."""
         if self._run is not None:
@@ -109,7 +113,7 @@ class _Run:
         if errand.stdout:
             errand.stdout.truncate(0)
             errand.stdout.seek(0)
-        self._child = run.spawn(
+        self.child = run.spawn(
             _argv(errand, auth),
             env=_environment(),
             stdout=errand.stdout,
@@ -121,7 +125,7 @@ class _Run:
 
     def code(self) -> Optional[int]:
         """The exit code, None while it runs; another than 0 when it had to be ended."""
-        code = self._child.poll()
+        code = self.child.poll()
         if code is not None or not self._stalls():
             return code
         self.stop()
@@ -131,8 +135,8 @@ class _Run:
 
     def stop(self) -> None:
         """Kill it."""
-        self._child.kill()
-        self._child.wait()
+        self.child.kill()
+        self.child.wait()
 
     def notice(self) -> str:
         """That it waits, while it does because the registry asked it to; else ""."""
@@ -175,7 +179,7 @@ def finish(errand: Errand) -> None:
     """
     skopeo = Skopeo(errand)
     while not skopeo.ended():
-        time.sleep(TICK)
+        run.wait_for_any(skopeo.processes(), TICK)
 
 
 def _argv(errand: Errand, auth: int) -> List[str]:

@@ -60,6 +60,11 @@ class Spool:
         threading.Thread(target=self._feed, args=(writer,), daemon=True).start()
         threading.Thread(target=self._flush, daemon=True).start()
 
+    @property
+    def process(self) -> Optional[run.Process]:
+        """The decompressor; None for what is a plain tar stream already."""
+        return self._child
+
     def finish(self) -> None:
         """Say that the blob is whole and is what its digest says."""
         self._finished.set()

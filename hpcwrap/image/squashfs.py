@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
-import time
 from contextlib import contextmanager
 from typing import IO, Callable, Dict, Iterator, List, NamedTuple, Sequence
 
@@ -17,6 +16,7 @@ from hpcwrap.image.worker import MAKE_ROOM, STORE_FULL, guarded, wide_pipe
 
 CHUNK = 4 << 20
 FLUSH_EVERY = 0.1
+WAIT = 0.1
 _ZEROS = bytes(1 << 20)
 _NULL = -3  # subprocess.DEVNULL
 _LEVELS = ("zstd", "gzip")
@@ -76,15 +76,19 @@ def write_squashfs(
     output: str,
     form: Format,
     on_bytes: Callable[[int], None],
+    *,
+    before: Sequence[str] = (),
 ) -> Pieces:
     """Write the squashfs of a plan; on_bytes is told how much of plan.size has gone in.
+
+    `before` are the words before the command, those of as_own_root.
 
     Returns those pieces of its checksum that were made meanwhile.  Raises SiteError.
     """
     early = EarlyPieces(plan.largest)
     with tempfile.TemporaryFile(dir=".") as errors, _flushed(output, early):
         reader, writer = wide_pipe()
-        argv = [*as_own_root(), *guarded(command(output, plan, form))]
+        argv = [*before, *guarded(command(output, plan, form))]
         child = run.spawn(argv, stdin=reader, stdout=errors, stderr=errors, env=environment(plan))
         os.close(reader)
         try:
@@ -95,7 +99,7 @@ def write_squashfs(
             os.close(writer)
         while child.poll() is None:
             on_bytes(plan.size)
-            time.sleep(0.01)
+            run.wait_for_any([child], WAIT)
         if child.returncode:
             errors.seek(0)
             raise _failed(errors.read(1 << 16).decode(errors="replace"))

@@ -6,6 +6,7 @@ import os
 import tempfile
 from typing import IO, Any, Callable, Dict, List, NamedTuple, Optional, Tuple, TypeVar
 
+from hpcwrap import run
 from hpcwrap.errors import SiteError, UserError
 from hpcwrap.human import format_size
 from hpcwrap.image.access import ANONYMOUS, Access
@@ -91,6 +92,10 @@ class Download:
         if ended:
             self._check_all_is_here()
         return ended
+
+    def processes(self) -> List[run.Process]:
+        """Those whose end is the next thing to happen."""
+        return self._skopeo.processes()
 
     def notice(self) -> str:
         """Why nothing comes just now, for a person; "" while something does."""
