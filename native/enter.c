@@ -17,7 +17,7 @@ static const char MARK[] = "HPCWRAP_CONTAINER";
 enum { LARGEST = 1 << 20 };
 
 enum verb { CONTAINER, USER_NAMESPACE, MOUNT_NAMESPACE, WORKDIR, DEFAULT, PATH, SET, UNSET, PREPEND,
-            APPEND, END };
+            APPEND, RENUMBER, END };
 
 static const struct {
     const char *word;
@@ -33,6 +33,7 @@ static const struct {
     [UNSET] = {"unset", 1},
     [PREPEND] = {"prepend", 2},
     [APPEND] = {"append", 2},
+    [RENUMBER] = {"renumber", 2},
     [END] = {"end", 0},
 };
 enum { VERB_COUNT = sizeof VERBS / sizeof *VERBS };
@@ -104,7 +105,8 @@ static const char *next_instruction(const char *at, const char *limit, struct in
 
 static bool changes_variable(enum verb verb)
 {
-    return verb == DEFAULT || verb == SET || verb == UNSET || verb == PREPEND || verb == APPEND;
+    return verb == DEFAULT || verb == SET || verb == UNSET || verb == PREPEND || verb == APPEND ||
+           verb == RENUMBER;
 }
 
 static int open_namespace(int *fd, const char *path, char *error)
@@ -299,6 +301,49 @@ static bool extend(const struct variables *variables, const struct instruction *
     return done;
 }
 
+/* What an item of a list becomes by a table OLD=NEW,…; `length` is that of the item, then of it. */
+static const char *new_number(const char *table, const char *item, size_t *length)
+{
+    while (*table) {
+        size_t old = strcspn(table, "=,");
+        const char *number = table + old + (table[old] == '=');
+        size_t size = strcspn(number, ",");
+        if (old == *length && memcmp(table, item, old) == 0) {
+            *length = size;
+            return number;
+        }
+        table = number + size + (number[size] == ',');
+    }
+    return item;
+}
+
+/* Give the numbers in a ','-separated variable others; what the table does not name stays. */
+static bool renumber(const struct variables *variables, const struct instruction *instruction)
+{
+    const char *item = variables->get(variables->where, instruction->name);
+    if (!item)
+        return true;
+    size_t items = strlen(item) + 1;
+    char *list = malloc(items + items * (strlen(instruction->value) + 1));
+    char *end = list;
+    if (!list)
+        return false;
+    for (;; item++) {
+        size_t length = strcspn(item, ","), size = length;
+        const char *number = new_number(instruction->value, item, &size);
+        memcpy(end, number, size);
+        end += size;
+        item += length;
+        *end = *item;
+        if (*item == '\0')
+            break;
+        end++;
+    }
+    bool done = variables->set(variables->where, instruction->name, list);
+    free(list);
+    return done;
+}
+
 static bool apply(const struct variables *variables, const struct instruction *instruction)
 {
     void *where = variables->where;
@@ -316,6 +361,8 @@ static bool apply(const struct variables *variables, const struct instruction *i
     case PREPEND:
     case APPEND:
         return extend(variables, instruction);
+    case RENUMBER:
+        return renumber(variables, instruction);
     default:
         return true;
     }
@@ -325,12 +372,13 @@ int enter_environment(const struct entry *entry, const struct variables *variabl
 {
     const char *mark = variables->get(variables->where, MARK);
     struct instruction instruction = {.verb = CONTAINER};
-    /* Came from inside this very container: what the user changed there since must stay changed. */
-    if (mark && strcmp(mark, entry->container) == 0)
-        return 0;
+    /* Came from inside this very container: what the user changed there since must stay changed,
+     * but for numbers that the scheduler has set anew for each step. */
+    bool inside = mark && strcmp(mark, entry->container) == 0;
     for (const char *at = entry->first; instruction.verb != END;) {
         at = next_instruction(at, entry->limit, &instruction);
-        if (!at || !apply(variables, &instruction))
+        bool wanted = !inside || instruction.verb == RENUMBER;
+        if (!at || (wanted && !apply(variables, &instruction)))
             return fail(error, "cannot set the variable %s: %m", instruction.name);
     }
     if (!variables->set(variables->where, MARK, entry->container))

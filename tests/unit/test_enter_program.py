@@ -242,6 +242,36 @@ def test_prepend_and_append(enter: Enter, verb: str, old: Optional[str], new: st
 
 
 @pytest.mark.parametrize(
+    ("table", "old", "new"),
+    [
+        ("2=0,3=1", "2", "0"),
+        ("2=0,3=1", "3,2", "1,0"),
+        ("2=0,3=1", "7,GPU-2,3", "7,GPU-2,1"),
+        ("10=0,1=1", "1,10,100", "1,0,100"),
+        ("1=0,2=1", "1,2", "0,1"),
+        ("1=10", "1,1,1", "10,10,10"),
+        ("1=0", ",1,", ",0,"),
+        ("1=0", "", ""),
+        ("", "1", "1"),
+        ("1", "1,2", ",2"),
+    ],
+)
+def test_renumber(enter: Enter, table: str, old: str, new: str) -> None:
+    assert enter.environment("renumber", "V", table, env={"V": old}) == {"V": new}
+
+
+def test_renumber_makes_no_variable(enter: Enter) -> None:
+    assert enter.environment("renumber", "V", "1=0", env={"A": "1"}) == {"A": "1"}
+
+
+def test_a_step_from_inside_is_numbered_too(enter: Enter) -> None:
+    """The scheduler sets these numbers anew for each step, wherever it is started."""
+    env = {"HPCWRAP_CONTAINER": NAME, "A": "kept", "V": "3"}
+    found = enter.environment("set", "A", "site", "renumber", "V", "3=0", env=env)
+    assert found == {"A": "kept", "V": "0"}
+
+
+@pytest.mark.parametrize(
     ("job", "inside"),
     [
         (None, IMAGE_PATH),
@@ -297,6 +327,46 @@ def test_command_is_looked_up_in_the_path_of_inside(enter: Enter, tmp_path: path
     assert enter.run("tool").stdout == "found\n"
 
 
+# ---- limits ----
+
+
+def limits_inside(enter: Enter) -> Dict[str, List[str]]:
+    done = enter.run("cat", "/proc/self/limits")
+    assert done.returncode == 0, done.stderr
+    rows = [
+        line[:26].strip() and [line[:26].strip(), *line[26:].split()]
+        for line in done.stdout.splitlines()
+    ]
+    return {row[0]: row[1:3] for row in rows if row}
+
+
+def test_limits_of_the_record_and_no_other(enter: Enter) -> None:
+    before = limits_inside(enter)
+    enter.write("rlimit", "nofile", "200", "300", "rlimit", "core", "0", "unlimited")
+    after = limits_inside(enter)
+    assert after.pop("Max open files") == ["200", "300"]
+    assert after.pop("Max core file size")[0] == "0"
+    assert after.items() <= before.items()
+
+
+def test_hard_limits_are_roots_to_raise(
+    program: str, tmp_path: pathlib.Path, holder: Holder
+) -> None:
+    enter = Enter(program, tmp_path, holder)
+    enter.write("rlimit", "nofile", "200", "300")
+    (tmp_path / "first").mkdir()
+    (tmp_path / "entry").rename(tmp_path / "first" / "entry")
+    enter.write("rlimit", "nofile", "200", "400")
+    command = [program, str(tmp_path / "first"), program, str(tmp_path), "true"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 125
+    assert done.stderr == (
+        "hpcwrap-enter: cannot raise the limit nofile to 400, as the site's settings say: only "
+        "root may raise the hard limit, which is 300 here (the scheduler's daemon must start with "
+        "more)\n"
+    )
+
+
 # ---- broken records ----
 
 
@@ -348,6 +418,9 @@ def broken_entries(enter: Enter) -> Dict[str, bytes]:
         "two namespaces": head + joins + joins + b"end\0",
         "bad variable name": head + joins + b"set\0A=B\0C\0end\0",
         "empty variable name": head + joins + b"unset\0\0end\0",
+        "unknown limit": head + joins + b"rlimit\0locks\0001\0002\0end\0",
+        "limit without a number": head + joins + b"rlimit\0nofile\0\0002\0end\0",
+        "limit that is negative": head + joins + b"rlimit\0nofile\0-1\0-1\0end\0",
         "namespace gone": head + b"mount-namespace\0/no/such/namespace\0end\0",
         "not a namespace": head + b"mount-namespace\0/dev/null\0end\0",
         "too large": good[:-4] + b"set\0A\0" + b"x" * (1 << 20) + b"\0end\0",
