@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from types import TracebackType
-from typing import Deque, Dict, List, Optional, Tuple, Type
+from typing import Deque, Dict, List, Optional, Tuple
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -188,12 +187,7 @@ class Screen(Silence):
         self.live.start()
         return self.report
 
-    def __exit__(
-        self,
-        kind: Optional[Type[BaseException]],
-        error: Optional[BaseException],
-        trace: Optional[TracebackType],
-    ) -> None:
+    def close(self) -> None:
         """Give the terminal back."""
         self.live.stop()
 

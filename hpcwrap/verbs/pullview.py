@@ -43,7 +43,11 @@ class Silence:
         error: Optional[BaseException],
         trace: Optional[TracebackType],
     ) -> None:
-        """Nothing is left to do."""
+        """End the view, however the pull ended."""
+        self.close()
+
+    def close(self) -> None:
+        """Give back what the view holds: nothing."""
 
     def report(self, progress: Progress) -> None:
         """Take notice of progress."""
