@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import Any, Dict, Iterable, Sequence
+from typing import Dict, Iterable, List, NoReturn, Optional, Sequence
 
-from hpcwrap import paths, run
-from hpcwrap.errors import SiteError
+from hpcwrap import log, paths, record, run
+from hpcwrap.environment import parse_rlimit
+from hpcwrap.errors import HpcwrapError, SiteError
 from hpcwrap.job import Job, User
+
+FAILED = 125
+"""What hpcwrap-enter ends with, too, when the command could not be started at all."""
 
 PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -26,15 +30,58 @@ def enter(job: Job, command: Sequence[str], variables: Iterable[str] = ()) -> in
     if not os.path.exists(program):
         raise SiteError(f"cannot find {program}", "compile it by `hpcwrap setup`")
     place = paths.JobPaths(job.id)
-    user = job.user
-    child = run.spawn(
-        [program, place.directory, "--", *command],
-        stdin=0,
-        env={**login_environment(user), **dict(split(variable) for variable in variables)},
-        cwd=job.workdir,
-        identity=run.Identity(user.uid, user.gid, user.groups),
-    )
+    argv = [program, place.directory, "--", *command]
+    env = {**login_environment(job.user), **dict(split(variable) for variable in variables)}
+    made = record.read_record(place)
+    child = os.fork()
+    if child == 0:
+        become_command(job.user, argv, env, made)
     return wait(child)
+
+
+def become_command(
+    user: User, argv: List[str], env: Dict[str, str], made: Optional[record.Record]
+) -> NoReturn:
+    """The child's part: what only root can give it, then the user's identity, then the command.
+
+    A process's edge: a failure is told in a sentence, and the code is FAILED.
+    """
+    try:
+        set_rlimits(made.rlimits if made else ())
+        become(user)
+        run.execute(argv, env)
+    except HpcwrapError as error:
+        log.say(error.sentence())
+    except OSError as error:
+        log.say(f"cannot start {argv[0]}: {error.strerror}")
+    finally:
+        os._exit(FAILED)
+
+
+def set_rlimits(texts: Iterable[str]) -> None:
+    """Set limits of this process, and so of all that it starts.  Raises SiteError."""
+    import resource
+
+    for text in texts:
+        limit = parse_rlimit(text)
+        number = getattr(resource, f"RLIMIT_{limit.name.upper()}")
+        try:
+            resource.setrlimit(number, (limit.soft, limit.hard))
+        except (OSError, ValueError) as error:
+            raise SiteError(
+                f"cannot set the limit {text}: {error}",
+                "see rlimits in the settings, and for nofile /proc/sys/fs/nr_open",
+            ) from error
+
+
+def become(user: User) -> None:
+    """Become the user for good, with no file of ours open and no signal of Python's ignored."""
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    os.setgroups(list(user.groups))
+    os.setresgid(user.gid, user.gid, user.gid)
+    os.setresuid(user.uid, user.uid, user.uid)
 
 
 def login_environment(user: User) -> Dict[str, str]:
@@ -48,11 +95,15 @@ def split(variable: str) -> tuple[str, str]:
     return name, value if sign else os.environ.get(name, "")
 
 
-def wait(child: Any) -> int:
+def wait(child: int) -> int:
     """Wait for the command; signals for us are passed on to it, ^C reaches it by the terminal."""
     for number in PASSED_ON:
-        signal.signal(number, lambda caught, _frame: child.send_signal(caught))
+        signal.signal(number, lambda caught, _frame: os.kill(child, caught))
     for number in (signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
-    code = int(child.wait())
+    # Still a zombie, whose number is nobody else's, until nothing can be passed on to it any more.
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    for number in PASSED_ON:
+        signal.signal(number, signal.SIG_IGN)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     return 128 - code if code < 0 else code

@@ -18,6 +18,7 @@ def additions(environment: Environment, settings: Settings) -> List[Addition]:
     wanted = of_machine(environment, settings)
     return [
         memory.addition(wanted),
+        Addition(rlimits=wanted.rlimits),
     ]
 
 

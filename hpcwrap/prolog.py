@@ -17,7 +17,7 @@ from hpcwrap.config import Settings
 from hpcwrap.container import build, environ, namespaces
 from hpcwrap.container.operations import Commands
 from hpcwrap.container.plan import Plan, make_plan
-from hpcwrap.environment import Environment
+from hpcwrap.environment import Environment, format_rlimit
 from hpcwrap.errors import HpcwrapError, NodeError
 from hpcwrap.image.store import Image
 from hpcwrap.job import Job
@@ -67,7 +67,9 @@ def make(
     )
     make_container(plan, place)
     times = {**supplied.milliseconds, "prolog": watch.milliseconds()}
-    made = describe(job, choice, supplied)._replace(milliseconds=times)
+    made = describe(job, choice, supplied)._replace(
+        milliseconds=times, rlimits=tuple(map(format_rlimit, plan.rlimits))
+    )
     leave_record(place, made, plan, choice.environment, image)
     return made
 

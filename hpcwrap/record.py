@@ -26,7 +26,7 @@ class Record(NamedTuple):
 
     `environment` is its name, or the image that the user named.  `stores` are those in which the
     job holds a lease of the image.  `warning` says what was not as it should be, though the job
-    runs.
+    runs.  `rlimits` are those that root sets before a command starts, NAME=SOFT:HARD.
     """
 
     job: str
@@ -41,6 +41,7 @@ class Record(NamedTuple):
     milliseconds: Dict[str, float]
     stores: Sequence[str] = ()
     warning: str = ""
+    rlimits: Sequence[str] = ()
 
     @property
     def label(self) -> str:
@@ -61,7 +62,8 @@ def read_record(place: JobPaths) -> Optional[Record]:
             document = json.load(file)
         if document.pop("version") != VERSION:
             raise ValueError("written by another version of hpcwrap")
-        return Record(**document)._replace(stores=tuple(document.get("stores", ())))
+        document.update((name, tuple(document.get(name, ()))) for name in ("stores", "rlimits"))
+        return Record(**document)
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "enter.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
@@ -9,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -16,8 +18,8 @@ static const char MAGIC[] = "hpcwrap-entry-1";
 static const char MARK[] = "HPCWRAP_CONTAINER";
 enum { LARGEST = 1 << 20 };
 
-enum verb { CONTAINER, USER_NAMESPACE, MOUNT_NAMESPACE, WORKDIR, DEFAULT, PATH, SET, UNSET, PREPEND,
-            APPEND, RENUMBER, END };
+enum verb { CONTAINER, USER_NAMESPACE, MOUNT_NAMESPACE, WORKDIR, RLIMIT, DEFAULT, PATH, SET, UNSET,
+            PREPEND, APPEND, RENUMBER, END };
 
 static const struct {
     const char *word;
@@ -27,6 +29,7 @@ static const struct {
     [USER_NAMESPACE] = {"user-namespace", 1},
     [MOUNT_NAMESPACE] = {"mount-namespace", 1},
     [WORKDIR] = {"workdir", 1},
+    [RLIMIT] = {"rlimit", 3},
     [DEFAULT] = {"default", 2},
     [PATH] = {"path", 1},
     [SET] = {"set", 2},
@@ -42,6 +45,7 @@ struct instruction {
     enum verb verb;
     const char *name; /* its first argument */
     const char *value;
+    const char *hard; /* of a limit, whose value is the soft one */
 };
 
 __attribute__((format(printf, 2, 3))) static int fail(char *error, const char *format, ...)
@@ -86,7 +90,7 @@ static char *read_whole(int directory, const char *name, size_t *size)
 /* Take the instruction at `at`; returns where the next one begins, NULL if this one is broken. */
 static const char *next_instruction(const char *at, const char *limit, struct instruction *found)
 {
-    const char *arguments[2] = {"", ""};
+    const char *arguments[3] = {"", "", ""};
     for (int verb = 0; at < limit && verb < VERB_COUNT; verb++) {
         if (strcmp(at, VERBS[verb].word) != 0)
             continue;
@@ -97,7 +101,8 @@ static const char *next_instruction(const char *at, const char *limit, struct in
             arguments[i] = at;
             at += strlen(at) + 1;
         }
-        *found = (struct instruction){(enum verb)verb, arguments[0], arguments[1]};
+        *found = (struct instruction){(enum verb)verb, arguments[0], arguments[1],
+                                      arguments[2]};
         return at;
     }
     return NULL;
@@ -183,6 +188,82 @@ int enter_open(struct entry *entry, int directory, char *error)
     if (!entry->text)
         return fail(error, "cannot read the record of the container: %s", strerror(errno));
     return parse(entry, size, error);
+}
+
+/* ---- limits ---- */
+
+static const struct {
+    const char *name;
+    int number;
+} RESOURCES[] = {
+    {"memlock", RLIMIT_MEMLOCK}, {"stack", RLIMIT_STACK}, {"nofile", RLIMIT_NOFILE},
+    {"nproc", RLIMIT_NPROC},     {"core", RLIMIT_CORE},   {"data", RLIMIT_DATA},
+    {"rss", RLIMIT_RSS},         {"as", RLIMIT_AS},       {"fsize", RLIMIT_FSIZE},
+};
+enum { RESOURCE_COUNT = sizeof RESOURCES / sizeof *RESOURCES };
+
+static bool read_limit(const char *text, rlim_t *value)
+{
+    char *end;
+    *value = RLIM_INFINITY;
+    if (strcmp(text, "unlimited") == 0)
+        return true;
+    *value = strtoull(text, &end, 10);
+    return isdigit((unsigned char)*text) && *end == '\0';
+}
+
+static int explain_limit(const struct instruction *limit, const struct rlimit *now, char *error)
+{
+    if (errno != EPERM)
+        return fail(error, "cannot set the limit %s to %s:%s: %m", limit->name, limit->value,
+                    limit->hard);
+    return fail(error, "cannot raise the limit %s from %llu to %s, as the site's settings say: only "
+                "root may raise a hard limit, and nofile only up to /proc/sys/fs/nr_open (the "
+                "scheduler's daemon must start with more)", limit->name,
+                (unsigned long long)now->rlim_max, limit->hard);
+}
+
+static int set_limit(const struct instruction *limit, char *error)
+{
+    struct rlimit now = {0, 0}, wanted;
+    int number = -1;
+    for (int i = 0; i < RESOURCE_COUNT; i++)
+        if (strcmp(limit->name, RESOURCES[i].name) == 0)
+            number = RESOURCES[i].number;
+    if (number < 0 || !read_limit(limit->value, &wanted.rlim_cur) ||
+        !read_limit(limit->hard, &wanted.rlim_max))
+        return fail(error, "cannot use the record of the container: bad limit %s", limit->name);
+    if (getrlimit(number, &now) < 0 || setrlimit(number, &wanted) < 0)
+        return explain_limit(limit, &now, error);
+    return 0;
+}
+
+int enter_limits(const struct entry *entry, char *error)
+{
+    struct instruction found = {.verb = CONTAINER};
+    for (const char *at = entry->first; at && found.verb != END;) {
+        at = next_instruction(at, entry->limit, &found);
+        if (at && found.verb == RLIMIT && set_limit(&found, error) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+void enter_forget_limits(const struct entry *entry, const struct variables *variables,
+                         const char *prefix)
+{
+    struct instruction found = {.verb = CONTAINER};
+    char name[64];
+    for (const char *at = entry->first; at && found.verb != END;) {
+        at = next_instruction(at, entry->limit, &found);
+        if (!at || found.verb != RLIMIT)
+            continue;
+        int length = snprintf(name, sizeof name, "%s%s", prefix, found.name);
+        for (int i = 0; i < length && name[i]; i++)
+            name[i] = (char)toupper((unsigned char)name[i]);
+        if (variables->get(variables->where, name))
+            variables->unset(variables->where, name);
+    }
 }
 
 /* ---- joining ---- */

@@ -35,6 +35,15 @@ struct variables {
  * namespaces are opened at once, for their paths may mean nothing in the caller's later ones. */
 int enter_open(struct entry *entry, int directory, char *error);
 
+/* Set the limits that the entry names, setrlimit(2); all others stay as the scheduler set them.  Only
+ * root can raise a hard limit, so whoever becomes the user later calls this before. */
+int enter_limits(const struct entry *entry, char *error);
+
+/* Unset the variables, PREFIX and a limit's name in capitals, that would have the scheduler set
+ * these limits once more. */
+void enter_forget_limits(const struct entry *entry, const struct variables *variables,
+                         const char *prefix);
+
 /* Enter the namespaces; afterwards the working directory is the container's root.  Calls nothing
  * that could load a library or a locale out of the image: the caller may still be root. */
 int enter_join(const struct entry *entry, char *error);

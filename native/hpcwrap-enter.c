@@ -42,7 +42,8 @@ static int join(struct entry *entry, const char *path, char *error)
         snprintf(error, ENTER_ERROR_SIZE, "cannot open the job's directory %s: %m", path);
         return -1;
     }
-    if (enter_open(entry, directory, error) < 0 || enter_join(entry, error) < 0)
+    if (enter_open(entry, directory, error) < 0 || enter_limits(entry, error) < 0 ||
+        enter_join(entry, error) < 0)
         return -1;
     return enter_environment(entry, &OURS, error);
 }

@@ -6,7 +6,7 @@
  * slurmstepd                     init                  as root, still in the host's namespaces:
  *                                                      read the record, open the namespaces
  *                                user_init             as the user: note the working directory
- *                                task_init_privileged  a rank, last thing as root: join
+ *                                task_init_privileged  a rank, last thing as root: limits, join
  *                                task_init             the rank, as the user: environment
  *
  * Slurm drains the node when a hook before task_init fails (slurmctld proc_req.c, "batch job
@@ -32,6 +32,7 @@
 #define CONTROL "HPCWRAP_CONTAINER"             /* the prolog sees it as SPANK_HPCWRAP_CONTAINER */
 #define ASKED_BY_JOB "SLURM_SPANK_" CONTROL     /* and the job's steps so */
 #define ASKED_BY_STEP "SLURM_HPCWRAP_STEP_CONTAINER" /* SLURM_*: survives --export=NONE */
+#define PROPAGATED "SLURM_RLIMIT_"              /* limits of the submit host, for the ranks */
 
 #pragma GCC visibility push(default)
 SPANK_PLUGIN(hpcwrap, 1)
@@ -261,7 +262,8 @@ int slurm_spank_task_init_privileged(spank_t spank, int count, char **arguments)
     if (!step.wanted || step.error[0])
         return 0;
     clock_gettime(CLOCK_MONOTONIC, &before);
-    step.joined = enter_join(&step.entry, step.error) == 0;
+    step.joined = enter_limits(&step.entry, step.error) == 0 &&
+                  enter_join(&step.entry, step.error) == 0;
     clock_gettime(CLOCK_MONOTONIC, &after);
     step.microseconds = (after.tv_sec - before.tv_sec) * 1000000L +
                         (after.tv_nsec - before.tv_nsec) / 1000;
@@ -319,6 +321,8 @@ int slurm_spank_task_init(spank_t spank, int count, char **arguments)
         slurm_error("hpcwrap: %s", step.error);
         return -1;
     }
+    /* slurmstepd sets the soft limits of the submit host after this hook (ulimits.c), over ours. */
+    enter_forget_limits(&step.entry, &job, PROPAGATED);
     keep_directory();
     note_timing(spank);
     return 0;

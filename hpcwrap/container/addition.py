@@ -6,11 +6,11 @@ from typing import NamedTuple, Tuple
 
 from hpcwrap.container.mounts import MountOperation
 from hpcwrap.container.operations import Operation
-from hpcwrap.environment import Variable
+from hpcwrap.environment import Rlimit, Variable
 
 
 class Addition(NamedTuple):
-    """Mounts, operations that follow all mounts, and changes of the job's variables.
+    """Mounts, operations that follow all mounts, changes of the job's variables, and its rlimits.
 
     The changes come after the image's own and before the environment's.
     """
@@ -18,3 +18,4 @@ class Addition(NamedTuple):
     mounts: Tuple[MountOperation, ...] = ()
     operations: Tuple[Operation, ...] = ()
     variables: Tuple[Variable, ...] = ()
+    rlimits: Tuple[Rlimit, ...] = ()

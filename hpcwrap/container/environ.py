@@ -10,7 +10,7 @@ from typing import Iterable, List, Sequence
 
 from hpcwrap.container.operations import Commands
 from hpcwrap.container.plan import Plan
-from hpcwrap.environment import Environment, Variable
+from hpcwrap.environment import UNLIMITED, Environment, Rlimit, Variable
 from hpcwrap.errors import UserError
 from hpcwrap.paths import JobPaths
 
@@ -36,12 +36,23 @@ def make_entry(
     words += ["mount-namespace", place.mount_namespace]
     if environment.workdir:
         words += ["workdir", environment.workdir]
+    words += rlimit_instructions(plan.rlimits)
     variables = list(image_variables)
     words += image_instructions(variables)
     words += command_instructions(plan, image_path(variables))
     words += variable_instructions(plan.variables)
     words += variable_instructions(environment.variables)
     return encode([*words, "end"])
+
+
+def rlimit_instructions(rlimits: Iterable[Rlimit]) -> List[str]:
+    """Limits with both values, which are setrlimit(2)'s own, or the word unlimited."""
+    words: List[str] = []
+    for limit in rlimits:
+        values = (limit.soft, limit.hard)
+        words += ["rlimit", limit.name]
+        words += ["unlimited" if value == UNLIMITED else str(value) for value in values]
+    return words
 
 
 def image_instructions(variables: Iterable[str]) -> List[str]:

@@ -23,7 +23,7 @@ from hpcwrap.container.operations import (
     Stage,
     SwitchRoot,
 )
-from hpcwrap.environment import Environment, Mount, Variable
+from hpcwrap.environment import Environment, Mount, Rlimit, Variable, format_rlimit
 from hpcwrap.job import Job, User
 
 HOST_FILES = ("/etc/resolv.conf", "/etc/hosts", "/etc/localtime")
@@ -41,12 +41,14 @@ class Plan(NamedTuple):
     image: Image
     operations: Tuple[Operation, ...]
     variables: Tuple[Variable, ...] = ()
+    rlimits: Tuple[Rlimit, ...] = ()
 
     def describe(self) -> List[str]:
         """One line for each step, as `hpcwrap plan` prints them."""
         joining = "user namespace" if self.user_namespace else "host identity"
         lines = [f"for {self.user.name} (uid {self.user.uid}), joined by {joining}"]
-        return lines + [operation.describe() for operation in self.operations]
+        lines += [operation.describe() for operation in self.operations]
+        return lines + [f"limit {format_rlimit(limit)} of each process" for limit in self.rlimits]
 
 
 def make_plan(
@@ -88,7 +90,8 @@ def make_plan(
         KeepHostRoot() if commands else SwitchRoot(),
     ]
     variables = tuple(variable for addition in additions for variable in addition.variables)
-    return Plan(job.user, user_namespace, image, tuple(operations), variables)
+    rlimits = tuple(limit for addition in additions for limit in addition.rlimits)
+    return Plan(job.user, user_namespace, image, tuple(operations), variables, rlimits)
 
 
 def _variables(job: Job) -> Dict[str, str]:

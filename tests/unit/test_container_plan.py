@@ -12,7 +12,7 @@ from hpcwrap.container import accounts, environ, mounts
 from hpcwrap.container.addition import Addition
 from hpcwrap.container.operations import Bind, Commands, Tmpfs
 from hpcwrap.container.plan import make_plan
-from hpcwrap.environment import Environment, Machine, Mount, Variable
+from hpcwrap.environment import Environment, Machine, Mount, Rlimit, Variable
 from hpcwrap.errors import SiteError, UserError
 from hpcwrap.job import Job, User
 from hpcwrap.paths import JobPaths
@@ -185,8 +185,22 @@ def test_variables_are_described_one_a_line() -> None:
 
 
 def test_shared_memory_is_the_hosts_unless_a_size_is_given() -> None:
-    assert machine.additions(PLAIN, Settings()) == [Addition()]
+    assert set(machine.additions(PLAIN, Settings())) == {Addition()}
     small = PLAIN._replace(machine=Machine(shm_size="1g"))
     words = lines(small, additions=machine.additions(small, Settings()))
     dev = next(number for number, text in enumerate(words) if text.startswith("bind /dev ("))
     assert dev < words.index("tmpfs on /dev/shm (size=1g,mode=1777; shm_size)")
+
+
+def test_rlimits_of_site_and_environment_are_in_the_entry_and_the_plan() -> None:
+    settings = Settings(rlimits=(Rlimit("memlock", -1, -1), Rlimit("core", 0, 0)))
+    environment = PLAIN._replace(machine=Machine(rlimits=(Rlimit("core", 0, -1),)))
+    plan = make_plan(
+        "/x", environment, settings, JOB, additions=machine.additions(environment, settings)
+    )
+    entry = environ.make_entry("a@b", plan, JobPaths("7", "/jobs"), [], environment)
+    assert b"\0rlimit\0memlock\0unlimited\0unlimited\0rlimit\0core\x000\0unlimited\0" in entry
+    assert plan.describe()[-2:] == [
+        "limit memlock=unlimited of each process",
+        "limit core=0:unlimited of each process",
+    ]

@@ -333,11 +333,7 @@ def test_command_is_looked_up_in_the_path_of_inside(enter: Enter, tmp_path: path
 def limits_inside(enter: Enter) -> Dict[str, List[str]]:
     done = enter.run("cat", "/proc/self/limits")
     assert done.returncode == 0, done.stderr
-    rows = [
-        line[:26].strip() and [line[:26].strip(), *line[26:].split()]
-        for line in done.stdout.splitlines()
-    ]
-    return {row[0]: row[1:3] for row in rows if row}
+    return {line[:26].strip(): line[26:].split()[:2] for line in done.stdout.splitlines()}
 
 
 def test_limits_of_the_record_and_no_other(enter: Enter) -> None:
@@ -361,9 +357,9 @@ def test_hard_limits_are_roots_to_raise(
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 125
     assert done.stderr == (
-        "hpcwrap-enter: cannot raise the limit nofile to 400, as the site's settings say: only "
-        "root may raise the hard limit, which is 300 here (the scheduler's daemon must start with "
-        "more)\n"
+        "hpcwrap-enter: cannot raise the limit nofile from 300 to 400, as the site's settings say: "
+        "only root may raise a hard limit, and nofile only up to /proc/sys/fs/nr_open (the "
+        "scheduler's daemon must start with more)\n"
     )
 
 
