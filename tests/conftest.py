@@ -11,15 +11,18 @@ from hypothesis import settings
 settings.register_profile("hpcwrap", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("hpcwrap")
 
+MARKERS = ("privileged", "registry", "slurm", "vm")
+
 
 def missing_for(marker: str) -> str:
     """Why tests with this marker cannot run here; empty when they can."""
-    if marker in ("privileged", "slurm") and os.geteuid() != 0:
+    if marker in ("privileged", "slurm", "vm") and os.geteuid() != 0:
         return "needs root"
     programs = {
         "privileged": ["mksquashfs", "unshare"],
         "registry": ["skopeo", "docker-registry", "mksquashfs"],
         "slurm": ["slurmctld", "slurmd", "munged", "docker-registry", "skopeo", "mksquashfs"],
+        "vm": ["qemu-system-x86_64", "mmdebstrap", "mksquashfs", "busybox", "cpio", "depmod"],
     }
     lacking = [name for name in programs[marker] if not find(name)]
     return f"needs {', '.join(lacking)} (see tools/packages)" if lacking else ""
@@ -33,7 +36,7 @@ def find(program: str) -> bool:
 
 def pytest_collection_modifyitems(items: "list[pytest.Item]") -> None:
     """Skip with a reason what cannot run here; on CI nothing may be skipped for this."""
-    reasons = {marker: missing_for(marker) for marker in ("privileged", "registry", "slurm")}
+    reasons = {marker: missing_for(marker) for marker in MARKERS}
     for item in items:
         for marker, reason in reasons.items():
             if reason and item.get_closest_marker(marker):

@@ -1,0 +1,82 @@
+"""The virtual machine as tests see it: scripts of root in it, and hpcwrap with an image.
+
+    def test_something(vm: Vm) -> None:
+        assert "memory" in vm.need("cat /sys/fs/cgroup/cgroup.controllers")
+
+    def test_a_container(vm: Vm) -> None:
+        vm.add_image("tools", "/usr/bin/ibv_devices")      # busybox, and these programs
+        vm.add_environment("mine", image="tools", shm_size="64m")
+        assert vm.run("hpcwrap run --user alice mine -- id").code == 0
+
+One machine serves all tests of a run: what a test starts, mounts and makes it takes away again.
+There are root, alice (uid 2001) and bob (2002); cgroup v2 with all controllers in its root's
+subtree_control; two processors of perhaps a tenth of ours.  What is in /tmp, /run and anywhere
+else is kept until the machine ends.  The work tree is at /hpcwrap, as it was when the machine
+started, and may be written to without a trace.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).parents[2]
+sys.path.insert(0, str(REPOSITORY / "tools"))
+
+from imagelib.cache import DEFAULT_CACHE  # noqa: E402  (the path has to be set first)
+from vmlib import files  # noqa: E402
+from vmlib.machine import Machine, Result  # noqa: E402
+
+SITE = "python3 -I /hpcwrap/tests/vm/site_in_vm.py"
+
+
+class Vm:
+    """A running machine with hpcwrap on its PATH."""
+
+    def __init__(self) -> None:
+        files.ensure_built(DEFAULT_CACHE)
+        self._machine = Machine(files.files(files.directory(DEFAULT_CACHE)))
+
+    def start(self) -> None:
+        """Boot it and set hpcwrap up; ToolError has the console's last words."""
+        self._machine.start()
+        self.need(f"{SITE} set-up")
+
+    def stop(self) -> None:
+        """Cut its power."""
+        self._machine.stop()
+
+    def run(self, script: str, timeout: float = 60.0) -> Result:
+        """Run a bash script as root; what it started in its session ends with it."""
+        return self._machine.run(script, timeout)
+
+    def need(self, script: str, timeout: float = 60.0) -> str:
+        """Run a script that must succeed; its standard output."""
+        done = self.run(script, timeout)
+        assert done.code == 0, f"{script}\nexit code {done.code}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def add_image(self, name: str, *programs: str) -> None:
+        """Put an image into the store: busybox's commands, and programs with their libraries.
+
+        A directory among `programs` is copied whole.
+        """
+        self.need(f"{SITE} image {name} {' '.join(programs)}")
+
+    def add_environment(self, name: str, **keys: Any) -> None:
+        """Write an environment's file; values are those of its keys."""
+        text = json.dumps(keys)  # JSON is YAML
+        self.need(f"cat >/etc/hpcwrap/environments.d/{name}.yaml <<'END'\n{text}\nEND")
+
+
+def make() -> Vm:
+    """A machine that is up."""
+    assert os.geteuid() == 0, "the virtual machine's files are made by root"
+    vm = Vm()
+    try:
+        vm.start()
+    except BaseException:
+        vm.stop()
+        raise
+    return vm
