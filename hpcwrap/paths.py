@@ -31,6 +31,9 @@ DROP_INS_NAME = "conf.d"
 SNAPSHOTS = RUN + "/snapshots"
 """Settings and environments as the prolog reads them; root's alone."""
 
+LIBRARIES = RUN + "/libraries"
+"""What the host's libraries were found to need; root's alone."""
+
 
 def auth_files(uid: int, home: str) -> Tuple[str, ...]:
     """Where a user's passwords for registries may be, the first first (containers-auth.json(5)).

@@ -12,6 +12,7 @@ from containers import ALICE, ENTER, Container, Make
 from hpcwrap import paths, record
 from hpcwrap.config import Settings
 from hpcwrap.container import build, environ, namespaces, syscalls
+from hpcwrap.container.addition import Addition
 from hpcwrap.container.operations import Commands
 from hpcwrap.container.plan import make_plan
 from hpcwrap.environment import Environment, Mount
@@ -113,6 +114,7 @@ def make_container(squashfs: Path, tmp_path: Path) -> Iterator[Make]:
         variables: Sequence[str] = (),
         image: Optional[Path] = None,
         commands: Optional[Commands] = None,
+        additions: Sequence[Addition] = (),
     ) -> Container:
         environment = Environment(
             "test", "test", "", tuple(mounts), (), None, (), (), "environments.d/test.yaml"
@@ -125,6 +127,7 @@ def make_container(squashfs: Path, tmp_path: Path) -> Iterator[Make]:
             settings or Settings(mount_home=False),
             job,
             commands=commands,
+            additions=additions,
             user_namespace=user_namespace,
         )
         os.makedirs(place.directory, mode=0o711)

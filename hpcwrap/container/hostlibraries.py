@@ -1,0 +1,126 @@
+"""Libraries of the host inside an image, beside those that it has or in place of them.
+
+Why by mounts and not by LD_LIBRARY_PATH, and which of two libraries of one name is taken:
+docs/decisions/0082.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Dict, List, NamedTuple, Sequence, Tuple
+
+from hpcwrap.container import rootfs, syscalls
+from hpcwrap.container.elf import Version, file_version, format_version
+from hpcwrap.container.imagelibraries import Found, ImageLibraries
+from hpcwrap.container.libraries import Closure, Library
+from hpcwrap.container.operations import ATTRIBUTES, Workshop
+from hpcwrap.errors import UserError
+
+OPTIONS = ("ro", "nosuid", "nodev")
+
+
+class HostLibraries(NamedTuple):
+    """Libraries of the host, put where the image's programs find them.
+
+    `purpose` says what for, in messages: ``MPI``.  Those named in `own` are always the host's, of
+    the others the newer one of host and image.  `directories` are patterns of places in the image
+    where its dynamic linker does not look by itself.  `cure` is what a user may do when it fails.
+    """
+
+    purpose: str
+    closure: Closure
+    own: Tuple[str, ...] = ()
+    directories: Tuple[str, ...] = ()
+    cure: str = "use an image with a newer system"
+
+    def describe(self) -> str:
+        """Say in one line what the operation does."""
+        names = " ".join(library.name for library in self.closure.libraries)
+        return f"the host's libraries for {self.purpose}, where the image has no newer: {names}"
+
+    def execute(self, workshop: Workshop) -> None:
+        """Check, and mount.  Raises UserError."""
+        image = ImageLibraries(workshop.root, self.closure.kind, self.directories)
+        self.check(image)
+        mounts = [
+            (library, path)
+            for library in self.closure.libraries
+            for path in places(library, image, own=library.name in self.own)
+        ]
+        mount_files(workshop.root, mounts)
+
+    def check(self, image: ImageLibraries) -> None:
+        """Raise UserError where the image's programs could not load the libraries."""
+        check_glibc(image, self.closure.newest, self.purpose, self.cure)
+
+
+def check_glibc(image: ImageLibraries, newest: Library, purpose: str, cure: str = "") -> None:
+    """Raise UserError when a library of the host needs a newer glibc than the image has.
+
+    An image without any C library passes: it has static programs only, which load nothing.
+    """
+    what = f"cannot use the host's libraries for {purpose} in this image"
+    if image.has_musl():
+        raise UserError(f"{what}: its C library is musl, and theirs glibc", cure)
+    has: Version = image.glibc()
+    if has and has < newest.glibc:
+        needed, there = format_version(newest.glibc), format_version(has)
+        name = os.path.basename(newest.path)
+        raise UserError(f"{what}: {name} needs glibc {needed}, the image has {there}", cure)
+
+
+def places(library: Library, image: ImageLibraries, *, own: bool) -> List[str]:
+    """Paths in the image on which a library of the host is to be mounted."""
+    found = image.find(library.name)
+    home = image.home()
+    if home is None or any(each.mounted for each in found):
+        return []
+    if found and not own and not _is_newer(library, found):
+        return []
+    paths = [each.path for each in found]
+    at_home = any(os.path.dirname(path) in image.system for path in paths)
+    # Where a program says that its libraries are elsewhere (RUNPATH), that holds for its own needs
+    # and not for what those need: they are looked for at home (ld.so(8)).
+    return paths if at_home else [*paths, os.path.join(home, library.name)]
+
+
+def mount_files(root: int, mounts: Sequence[Tuple[Library, str]]) -> None:
+    """Mount libraries on paths of the image; of two names of one file the first one counts."""
+    targets: Dict[str, Tuple[Library, int]] = {}
+    for library, path in mounts:
+        target = _open_target(root, path)
+        file = os.readlink(f"/proc/self/fd/{target}")
+        if file in targets:
+            os.close(target)
+        else:
+            targets[file] = (library, target)
+    # All are open before the first is mounted: a mounted file cannot be looked up any more.
+    for library, target in targets.values():
+        _mount(library.path, target)
+        os.close(target)
+
+
+def _is_newer(library: Library, found: Sequence[Found]) -> bool:
+    """True when the host's file has the higher number, the soname being the same.
+
+    Whoever keeps a soname promises that the later library does for the earlier one's programs.
+    """
+    host = file_version(os.path.basename(library.path))
+    return all(host > each.version for each in found)
+
+
+def _open_target(root: int, path: str) -> int:
+    try:
+        return rootfs.open_own(root, path, os.O_PATH)
+    except FileNotFoundError:
+        rootfs.write_file(root, path, b"")
+        return rootfs.open_own(root, path, os.O_PATH)
+
+
+def _mount(path: str, target: int) -> None:
+    source = rootfs.open_source(path)
+    tree = syscalls.open_tree(source, syscalls.OPEN_TREE_CLONE)
+    syscalls.mount_setattr(tree, sum(ATTRIBUTES[each] for each in OPTIONS), recursive=False)
+    syscalls.move_mount(tree, target)
+    for fd in (source, tree):
+        os.close(fd)

@@ -1,0 +1,167 @@
+"""Libraries of an image: where its dynamic linker looks, what is there, which glibc it has.
+
+Everything is looked at through the open root, as rootfs.py has it; nothing of the image is run.
+"""
+
+from __future__ import annotations
+
+import errno
+import fnmatch
+import os
+import re
+import stat
+from contextlib import suppress
+from typing import Dict, List, NamedTuple, Optional, Sequence
+
+from hpcwrap.container import elf, rootfs
+from hpcwrap.container.elf import Kind, NotElfError, Version
+
+LIBC = "libc.so.6"
+LIBC_SIZE = 16 << 20
+MUSL = "ld-musl-*"
+
+MULTIARCH = {3: "i386", 62: "x86_64", 183: "aarch64", 21: "powerpc64le", 243: "riscv64"}
+"""Debian's names of machines, by their numbers in elf.h."""
+
+MORE = ("/usr/local/lib", "/usr/local/lib64")
+
+GLIBC_TEXT = re.compile(
+    rb"GNU C Library [^\n]{0,200}(?:release|development) version ([0-9]+\.[0-9]+)"
+)
+"""What every glibc says when it is run as a program: csu/version.c."""
+
+
+class Found(NamedTuple):
+    """A library in an image: where it is looked for, which file that is, the host's already or not.
+
+    `file` is a path without links, from a root that is nobody's.
+    """
+
+    path: str
+    file: str
+    mounted: bool = False
+
+    @property
+    def version(self) -> Version:
+        """The version that its file's name ends with; empty where it has none."""
+        return elf.file_version(os.path.basename(self.file))
+
+
+class ImageLibraries:
+    """The libraries of one kind in an image."""
+
+    def __init__(self, root: int, kind: Kind, more: Sequence[str] = ()) -> None:
+        """`root` is open; `more` are patterns of directories that the linker does not know."""
+        self.root = root
+        self.kind = kind
+        self.system = _system_directories(kind)
+        own = [path for pattern in (*MORE, *more) for path in expand(root, pattern)]
+        # What a mount of the host shows, or a link that leads there, is not the image's.
+        wanted = dict.fromkeys([*self.system, *configured(root), *own])
+        self.directories = [path for path in wanted if _is_own_directory(root, path)]
+
+    def find(self, name: str) -> List[Found]:
+        """All of that name, the linker's first; a file that is in two directories only once."""
+        found: Dict[str, Found] = {}
+        for directory in self.directories:
+            each = self._look(os.path.join(directory, name))
+            if each:
+                found.setdefault(each.file, each)
+        return list(found.values())
+
+    def home(self) -> Optional[str]:
+        """The directory of the C library: the linker looks there without being told.
+
+        None in an image without one, whose programs load no libraries.
+        """
+        for directory in self.system:
+            if self._look(os.path.join(directory, LIBC)):
+                return directory
+        return None
+
+    def glibc(self) -> Version:
+        """The version of the image's glibc; empty where it cannot be told."""
+        home = self.home()
+        if home is None:
+            return ()
+        content = rootfs.read_file(self.root, os.path.join(home, LIBC), LIBC_SIZE)
+        match = GLIBC_TEXT.search(content)
+        return elf.parse_version(match.group(1).decode()) if match else ()
+
+    def has_musl(self) -> bool:
+        """True when the image's programs use musl, whose libraries glibc's cannot join."""
+        return bool(expand(self.root, f"/lib/{MUSL}"))
+
+    def _look(self, path: str) -> Optional[Found]:
+        try:
+            fd = rootfs.open_own(self.root, path, os.O_PATH)
+        except OSError as error:
+            # Crossing into a mount: an operation before this one has put the host's file there.
+            return Found(path, path, True) if error.errno == errno.EXDEV else None
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode) or not self._fits(fd):
+                return None
+            return Found(path, os.readlink(f"/proc/self/fd/{fd}"))
+        finally:
+            os.close(fd)
+
+    def _fits(self, fd: int) -> bool:
+        with open(f"/proc/self/fd/{fd}", "rb") as file, suppress(NotElfError):
+            return elf.read_kind(file.read(elf.HEADER_SIZE)) == self.kind
+        return False
+
+
+def configured(root: int, path: str = "/etc/ld.so.conf", depth: int = 4) -> List[str]:
+    """Directories that an image's ld.so.conf names, with the files that it includes."""
+    found = []
+    text = rootfs.read_file(root, path).decode(errors="replace")
+    for line in text.splitlines():
+        words = line.partition("#")[0].split()
+        if words[:1] == ["include"] and depth:
+            patterns = [os.path.join(os.path.dirname(path), word) for word in words[1:]]
+            files = [file for pattern in patterns for file in expand(root, pattern)]
+            found += [each for file in files for each in configured(root, file, depth - 1)]
+        elif words and words[0].startswith("/"):
+            found.append(words[0].rstrip("/"))
+    return found
+
+
+def expand(root: int, pattern: str) -> List[str]:
+    """Paths in an image that a pattern of the shell matches, sorted; a plain path is itself."""
+    found = [""]
+    for part in pattern.strip("/").split("/"):
+        if re.search(r"[*?[]", part):
+            found = [
+                f"{directory}/{name}"
+                for directory in found
+                for name in sorted(fnmatch.filter(_names(root, directory or "/"), part))
+            ]
+        else:
+            found = [f"{directory}/{part}" for directory in found]
+    return found
+
+
+def _is_own_directory(root: int, path: str) -> bool:
+    try:
+        os.close(rootfs.open_own(root, path, rootfs.DIRECTORY))
+    except OSError:
+        return False
+    return True
+
+
+def _names(root: int, directory: str) -> List[str]:
+    try:
+        fd = rootfs.open_own(root, directory, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return []
+    try:
+        return os.listdir(fd)
+    finally:
+        os.close(fd)
+
+
+def _system_directories(kind: Kind) -> List[str]:
+    """Where every dynamic linker looks at last: Debian's way, then that of the others."""
+    multiarch = f"{MULTIARCH.get(kind.machine, 'none')}-linux-gnu"
+    wide = ["/lib64", "/usr/lib64"] if kind.elf_class == 2 else []
+    return [f"/lib/{multiarch}", f"/usr/lib/{multiarch}", *wide, "/lib", "/usr/lib"]

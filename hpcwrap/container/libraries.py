@@ -1,0 +1,197 @@
+"""Libraries of the host and all that they need, found as the dynamic linker does it (ld.so(8)).
+
+What was found is kept on the node and used again while no file of it has changed: reading a
+hundred libraries takes a second, looking whether they are the same a millisecond.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+
+from hpcwrap import paths
+from hpcwrap.container import elf
+from hpcwrap.container.elf import Elf, Kind, NotElfError, Version
+from hpcwrap.errors import SiteError
+from hpcwrap.record import publish
+
+LD_CACHE = "/etc/ld.so.cache"
+
+GLIBC = re.compile(
+    r"(libc|libm|libmvec|libpthread|libdl|librt|libutil|libanl|libresolv|libBrokenLocale"
+    r"|libnss_[a-z]+|libthread_db|ld-linux[a-z0-9_-]*|ld64)\.so\.[0-9]+"
+)
+"""Parts of the C library, which has to be of one piece, and so has to be the image's own."""
+
+
+class Library(NamedTuple):
+    """A library of the host: the name that it is loaded by, its file, the glibc that it needs."""
+
+    name: str
+    path: str
+    glibc: Version
+
+
+class Closure(NamedTuple):
+    """Libraries of one kind with all that they need.
+
+    `newest` is that one of them, or of their modules, which needs the newest glibc.
+    """
+
+    kind: Kind
+    libraries: Tuple[Library, ...]
+    newest: Library
+
+
+def kept_closure(
+    files: Sequence[str], optional: Sequence[str] = (), kept: str = paths.LIBRARIES
+) -> Closure:
+    """As `closure`, from what an earlier call on this node found, while that is still so."""
+    asked = [list(files), list(optional)]
+    path = os.path.join(kept, f"{_short_name(files)}.json")
+    found = _read_kept(path, asked)
+    if found is None:
+        found = closure(files, optional)
+        _keep(path, asked, found)
+    return found
+
+
+def closure(files: Sequence[str], optional: Sequence[str] = ()) -> Closure:
+    """Libraries of the host with all that they need but the C library.
+
+    `files` are full paths.  `optional` are modules, loaded by their path if at all, which do not
+    count where something that they need is missing: what they need is among the libraries, they
+    themselves are not.  Raises SiteError for what is not there.
+    """
+    search = Search()
+    found: Dict[str, Library] = {}
+    modules: List[Library] = []
+    for file in files:
+        read = _read(file)
+        found.setdefault(read.soname, _library(read.soname or os.path.basename(file), file, read))
+        found.update(search.needs(file, read, found))
+    for file in optional:
+        with contextlib.suppress(SiteError):
+            module = _read(file)
+            found.update(search.needs(file, module, found))
+            modules.append(_library(os.path.basename(file), file, module))
+    newest = max([*found.values(), *modules], key=lambda library: library.glibc)
+    return Closure(_read(files[0]).kind, tuple(found.values()), newest)
+
+
+def find(name: str) -> Optional[str]:
+    """Full path of a library of the host by its name, as programs find it; None where it is not."""
+    return next(iter(Search().by_name(name)), None)
+
+
+class Search:
+    """The dynamic linker's ways to a library: its user's own directories, then the cache."""
+
+    def __init__(self) -> None:
+        self._cache: Optional[Dict[str, List[str]]] = None
+
+    def by_name(self, name: str) -> List[str]:
+        """All of that name in the cache, the preferred one first."""
+        if self._cache is None:
+            self._cache = read_ld_cache()
+        return self._cache.get(name, [])
+
+    def needs(self, file: str, user: Elf, known: Dict[str, Library]) -> Dict[str, Library]:
+        """What a library needs, and what that needs, less what is known.  Raises SiteError."""
+        found: Dict[str, Library] = {}
+        waiting = [(file, user)]
+        while waiting:
+            file, user = waiting.pop()
+            for name in user.needed:
+                if GLIBC.fullmatch(name) or name in found or name in known:
+                    continue
+                path, read = self._find(name, file, user)
+                found[name] = _library(name, path, read)
+                waiting.append((path, read))
+        return found
+
+    def _find(self, name: str, file: str, user: Elf) -> Tuple[str, Elf]:
+        origin = os.path.dirname(os.path.realpath(file))
+        own = [re.sub(r"\$\{?ORIGIN\}?", origin, directory) for directory in user.search]
+        for path in [*(os.path.join(directory, name) for directory in own), *self.by_name(name)]:
+            with contextlib.suppress(OSError, NotElfError):
+                read = elf.read(path)
+                if read.kind == user.kind:
+                    return path, read
+        raise SiteError(
+            f"cannot find the library {name}, which {file} needs", "install it, or run ldconfig"
+        )
+
+
+def read_ld_cache() -> Dict[str, List[str]]:
+    """Name → paths, as ldconfig(8) lists them: ``libm.so.6 (libc6,x86-64) => /lib/libm.so.6``."""
+    from hpcwrap import run
+
+    text = run.output([run.need_program("ldconfig", "libc-bin"), "-p"]).decode()
+    found: Dict[str, List[str]] = {}
+    for match in re.finditer(r"^\s+(\S+) \([^)]*\) => (/.*)$", text, re.MULTILINE):
+        found.setdefault(match.group(1), []).append(match.group(2))
+    return found
+
+
+def _library(name: str, file: str, read: Elf) -> Library:
+    return Library(name, os.path.realpath(file), read.glibc)
+
+
+def _read(file: str) -> Elf:
+    try:
+        return elf.read(file)
+    except OSError as error:
+        raise SiteError(f"cannot open the library {file}: {error.strerror}") from error
+    except NotElfError as error:
+        raise SiteError(f"cannot use the library {file}: {error}") from error
+
+
+# What is kept
+
+
+def _short_name(files: Iterable[str]) -> str:
+    """A file name that says what is in it; different questions may share it and then alternate."""
+    return "+".join(os.path.basename(file) for file in files)[:200]
+
+
+def _read_kept(path: str, asked: List[List[str]]) -> Optional[Closure]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            document = json.load(file)
+        fresh = document["asked"] == asked and all(
+            _stamp(name) == then for name, then in document["stamps"].items()
+        )
+        return _restore(document) if fresh else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _restore(document: Dict[str, Any]) -> Closure:
+    *libraries, newest = [
+        Library(name, path, tuple(glibc))
+        for name, path, glibc in (*document["libraries"], document["newest"])
+    ]
+    return Closure(Kind(*document["kind"]), tuple(libraries), newest)
+
+
+def _keep(path: str, asked: List[List[str]], found: Closure) -> None:
+    """Keep what was found; a short cut only, so who may not write there goes without."""
+    watched = {LD_CACHE, *asked[0], *asked[1], *(library.path for library in found.libraries)}
+    stamps = {name: _stamp(name) for name in sorted(watched)}
+    document = {"asked": asked, "stamps": stamps, **found._asdict()}
+    with contextlib.suppress(OSError):
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        publish(path, json.dumps(document).encode(), 0o600)
+
+
+def _stamp(path: str) -> Optional[List[int]]:
+    """Inode, size and change time: what tells that a file is another one; None for no file."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return [status.st_ino, status.st_size, status.st_ctime_ns]
