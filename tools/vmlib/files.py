@@ -29,7 +29,7 @@ BOOT_MODULES = ("virtio_pci", "virtio_blk", "squashfs", "overlay", "9p", "9pnet_
 KEPT_MODULES = (
     *("arch", "block", "crypto", "lib", "mm", "net"),
     *("drivers/block", "drivers/char", "drivers/infiniband", "drivers/net/dummy.ko"),
-    *("drivers/net/veth.ko", "drivers/virtio", "fs/9p", "fs/fscache", "fs/fuse"),
+    *("drivers/net/veth.ko", "drivers/virtio", "fs/9p", "fs/configfs", "fs/fscache", "fs/fuse"),
     *("fs/netfs", "fs/overlayfs", "fs/squashfs"),
 )
 
