@@ -18,8 +18,18 @@ def additions(environment: Environment, settings: Settings) -> List[Addition]:
     wanted = of_machine(environment, settings)
     return [
         memory.addition(wanted),
+        fabric_addition(wanted),
         Addition(rlimits=wanted.rlimits),
     ]
+
+
+def fabric_addition(wanted: Machine) -> Addition:
+    """InfiniBand and other fabrics: nothing, where the image brings its own libraries."""
+    if wanted.fabric == "image":
+        return Addition()
+    from hpcwrap.container import fabric
+
+    return fabric.addition(wanted)
 
 
 def of_machine(environment: Environment, settings: Settings) -> Machine:
