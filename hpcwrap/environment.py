@@ -31,7 +31,7 @@ GPUS = ("scheduler", "all", "none")
 FABRICS = ("image", "host", "none")
 MPIS = ("image", "host")
 DEVICE_PATTERN = (
-    r"[A-Za-z][A-Za-z0-9_.-]*[A-Za-z0-9]/[A-Za-z][A-Za-z0-9_-]*"
+    r"[A-Za-z]([A-Za-z0-9_.-]*[A-Za-z0-9])?/[A-Za-z]([A-Za-z0-9_.-]*[A-Za-z0-9])?"
     r"=[A-Za-z0-9]([A-Za-z0-9_.:-]*[A-Za-z0-9])?"
 )
 """A fully-qualified name of a CDI device: vendor/class=name (CDI's SPEC.md)."""

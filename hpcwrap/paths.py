@@ -34,6 +34,9 @@ SNAPSHOTS = RUN + "/snapshots"
 LIBRARIES = RUN + "/libraries"
 """What the host's libraries were found to need; root's alone."""
 
+CDI = RUN + "/cdi.json"
+"""The CDI specs of the node as the prolog reads them; root's alone."""
+
 
 def auth_files(uid: int, home: str) -> Tuple[str, ...]:
     """Where a user's passwords for registries may be, the first first (containers-auth.json(5)).
@@ -60,6 +63,7 @@ class JobPaths:
         self.namespaces = os.path.join(self.directory, "ns")
         self.mount_namespace = os.path.join(self.namespaces, "mnt")
         self.user_namespace = os.path.join(self.namespaces, "user")
+        self.cgroups = os.path.join(self.directory, "cgroups")
         self.holder = os.path.join(self.directory, "holder")
         self.stage = os.path.join(os.path.dirname(jobs), "stage")
         """An empty directory of the node: each builder mounts its tmpfs there, for itself alone."""
