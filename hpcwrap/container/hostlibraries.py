@@ -88,7 +88,7 @@ def mount_files(root: int, mounts: Sequence[Tuple[Library, str]]) -> None:
     """Mount libraries on paths of the image; of two names of one file the first one counts."""
     targets: Dict[str, Tuple[Library, int]] = {}
     for library, path in mounts:
-        target = _open_target(root, path)
+        target = open_target(root, path)
         file = os.readlink(f"/proc/self/fd/{target}")
         if file in targets:
             os.close(target)
@@ -96,7 +96,7 @@ def mount_files(root: int, mounts: Sequence[Tuple[Library, str]]) -> None:
             targets[file] = (library, target)
     # All are open before the first is mounted: a mounted file cannot be looked up any more.
     for library, target in targets.values():
-        _mount(library.path, target)
+        mount_one(library.path, target)
         os.close(target)
 
 
@@ -109,7 +109,11 @@ def _is_newer(library: Library, found: Sequence[Found]) -> bool:
     return all(host > each.version for each in found)
 
 
-def _open_target(root: int, path: str) -> int:
+def open_target(root: int, path: str) -> int:
+    """Open a file of the image to mount on, made where missing.
+
+    Raises OSError, EXDEV where a mount of the host is in the way.
+    """
     try:
         return rootfs.open_own(root, path, os.O_PATH)
     except FileNotFoundError:
@@ -117,7 +121,8 @@ def _open_target(root: int, path: str) -> int:
         return rootfs.open_own(root, path, os.O_PATH)
 
 
-def _mount(path: str, target: int) -> None:
+def mount_one(path: str, target: int) -> None:
+    """Mount a file of the host, found through links, on what `target` is open on."""
     source = rootfs.open_source(path)
     tree = syscalls.open_tree(source, syscalls.OPEN_TREE_CLONE)
     syscalls.mount_setattr(tree, sum(ATTRIBUTES[each] for each in OPTIONS), recursive=False)

@@ -15,7 +15,7 @@ from containers import BOB, Container, Make
 
 from hpcwrap.container import syscalls
 from hpcwrap.container.addition import Addition
-from hpcwrap.container.fabric import NO_FABRIC
+from hpcwrap.container.fabric import no_fabric
 from hpcwrap.container.operations import Commands
 
 pytestmark = pytest.mark.privileged
@@ -68,7 +68,7 @@ def test_devices_are_as_on_the_host(make: Make, user_namespace: bool) -> None:
 
 @both_ways
 def test_without_a_fabric_none_can_be_opened(make: Make, user_namespace: bool) -> None:
-    container = make(user_namespace=user_namespace, additions=[Addition(operations=(NO_FABRIC,))])
+    container = make(user_namespace=user_namespace, additions=[Addition(operations=(no_fabric(),))])
     assert not any(can_open(container, f"/dev/{name}") for name in NODES)
     assert can_open(container, "/dev/null"), "the others are as they were"
     assert container.run("ls", "/dev/infiniband").stdout == ""
@@ -76,7 +76,7 @@ def test_without_a_fabric_none_can_be_opened(make: Make, user_namespace: bool) -
 
 @both_ways
 def test_what_is_hidden_stays_hidden(make: Make, user_namespace: bool) -> None:
-    container = make(user_namespace=user_namespace, additions=[Addition(operations=(NO_FABRIC,))])
+    container = make(user_namespace=user_namespace, additions=[Addition(operations=(no_fabric(),))])
     for path in ("/dev/infiniband", "/dev/hfi1_0"):
         assert container.run("umount", path).code != 0
         assert container.run("mount", "-o", "remount,bind,dev", path).code != 0
@@ -88,13 +88,13 @@ def test_the_way_over_the_hosts_root_is_closed_too(make: Make, tmp_path: Path) -
     program = shutil.copy("/bin/true", tmp_path / "program")
     commands = Commands("/usr/bin", ("sinfo",), str(program))
     container = make(
-        user_namespace=False, commands=commands, additions=[Addition(operations=(NO_FABRIC,))]
+        user_namespace=False, commands=commands, additions=[Addition(operations=(no_fabric(),))]
     )
     assert can_open(container, "/.host/dev/null")
     assert not any(can_open(container, f"/.host/dev/{name}") for name in NODES)
 
 
 def test_the_host_keeps_its_devices(make: Make) -> None:
-    make(user_namespace=False, additions=[Addition(operations=(NO_FABRIC,))])
+    make(user_namespace=False, additions=[Addition(operations=(no_fabric(),))])
     for name in NODES:
         Path(f"/dev/{name}").write_text("still open")
