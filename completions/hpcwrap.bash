@@ -9,7 +9,7 @@ _shtab_hpcwrap_image_subparsers=(refresh gc verify export import)
 _shtab_hpcwrap_env_subparsers=(list show)
 _shtab_hpcwrap_subparsers=(run pull images image rm env plan config setup timing)
 
-_shtab_hpcwrap_run_option_strings=(-h --help --user --env)
+_shtab_hpcwrap_run_option_strings=(-h --help --user --env --memory --swap --cpus --cpuset --pids --hugetlb)
 _shtab_hpcwrap_pull_option_strings=(-h --help --if-missing --quiet -q --json)
 _shtab_hpcwrap_images_option_strings=(-h --help --json)
 _shtab_hpcwrap_image_refresh_option_strings=(-h --help --all --user --own --quiet -q --json)

@@ -35,20 +35,21 @@ def enter(job: Job, command: Sequence[str], variables: Iterable[str] = ()) -> in
     made = record.read_record(place)
     child = os.fork()
     if child == 0:
-        become_command(job.user, argv, env, made)
+        become_command(job, argv, env, made)
     return wait(child)
 
 
 def become_command(
-    user: User, argv: List[str], env: Dict[str, str], made: Optional[record.Record]
+    job: Job, argv: List[str], env: Dict[str, str], made: Optional[record.Record]
 ) -> NoReturn:
     """The child's part: what only root can give it, then the user's identity, then the command.
 
     A process's edge: a failure is told in a sentence, and the code is FAILED.
     """
     try:
+        join_limits(paths.JobPaths(job.id))
         set_rlimits(made.rlimits if made else ())
-        become(user)
+        become(job.user)
         run.execute(argv, env)
     except HpcwrapError as error:
         log.say(error.sentence())
@@ -56,6 +57,14 @@ def become_command(
         log.say(f"cannot start {argv[0]}: {error.strerror}")
     finally:
         os._exit(FAILED)
+
+
+def join_limits(place: paths.JobPaths) -> None:
+    """Move into the job's cgroup, where it has one.  Raises SiteError."""
+    if os.path.exists(place.cgroups):
+        from hpcwrap.container import limits
+
+        limits.join(place)
 
 
 def set_rlimits(texts: Iterable[str]) -> None:

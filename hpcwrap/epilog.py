@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 import os
 import time
-from typing import Any, Dict, Optional
+from typing import TYPE_CHECKING, Any, Dict, Optional
 
 from hpcwrap import log, paths, record, schedulers, snapshot
 from hpcwrap.container import build
 from hpcwrap.errors import HpcwrapError
 from hpcwrap.image import lease
 from hpcwrap.image.store import Store
+
+if TYPE_CHECKING:
+    from hpcwrap.container.limits import Usage
 
 
 def epilog(job_id: str) -> Optional[Dict[str, Any]]:
@@ -29,19 +32,35 @@ def epilog(job_id: str) -> Optional[Dict[str, Any]]:
         return None
     made = read_record(place)
     summary = summarise(place, made) if made else None
-    drop(place, made)
+    usage = drop(place, made)
+    if summary is not None and usage is not None:
+        summary.update(oom_kills=usage.oom_kills, memory_peak=usage.peak, oom=usage.sentence())
     if summary is not None:
         summary["milliseconds"]["epilog"] = round((time.monotonic() - start) * 1e3, 2)
     return summary
 
 
-def drop(place: paths.JobPaths, made: Optional[record.Record]) -> None:
-    """Drop a job's container, then what its record says that keeps the image, then the record."""
+def drop(place: paths.JobPaths, made: Optional[record.Record]) -> Optional[Usage]:
+    """End a job's processes, drop its container, then what keeps the image, then the record.
+
+    Returns what its cgroup counted, None where the scheduler has made that.
+    """
+    usage = end_processes(place)
     build.release(place)
     if made is not None:
         for root in made.stores:
             lease.drop(Store(root), made.digest, made.node, made.job)
     record.remove(place)
+    return usage
+
+
+def end_processes(place: paths.JobPaths) -> Optional[Usage]:
+    """Kill what is left in the job's own cgroup; does nothing where it has none."""
+    if not os.path.exists(place.cgroups):
+        return None
+    from hpcwrap.container import limits
+
+    return limits.release(place)
 
 
 def main(scheduler: str) -> int:
@@ -80,6 +99,7 @@ def keep(summary: Dict[str, Any]) -> None:
             file.write(json.dumps(summary) + "\n")
     except (HpcwrapError, OSError) as error:
         log.warn(f"cannot keep the times of job {summary['job']}: {error}")
+    told = {"oom_kills": summary["oom_kills"]} if summary.get("oom_kills") else {}
     log.stage_line(
         "epilog",
         job=summary["job"],
@@ -88,4 +108,5 @@ def keep(summary: Dict[str, Any]) -> None:
         image=f"{summary['environment']}@{summary['digest']}",
         joins=len(summary["joins"]),
         ms=summary["milliseconds"]["epilog"],
+        **told,
     )

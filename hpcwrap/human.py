@@ -21,6 +21,14 @@ def format_size(size: float) -> str:
     return f"{size:.{digits}f} {UNITS[power]}"
 
 
+def format_binary(size: int) -> str:
+    """A limit in bytes in the units in which people set it: ``2 GiB``, ``1.5 MiB``."""
+    for power, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if size >= 1 << power:
+            return f"{size / (1 << power):.4g} {unit}"
+    return f"{size} B"
+
+
 def parse_size(text: str) -> int:
     """The bytes of a size as settings have it: ``50g``, ``512m``, ``0``; units are powers of 1024.
 

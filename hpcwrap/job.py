@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Tuple
+from typing import NamedTuple, Optional, Tuple
 
+from hpcwrap.environment import Machine
 from hpcwrap.errors import SiteError, UserError
 
 
@@ -18,10 +19,30 @@ class User(NamedTuple):
     shell: str = "/bin/sh"
 
 
+class Limits(NamedTuple):
+    """What a job as a whole may use of one node; None is no limit of ours.
+
+    `memory`, `swap` (beside the memory) and `hugetlb` (of each size of huge pages) in bytes, `cpus`
+    as time per time, `cpuset` as a list of CPUs, ``0-3,8``, `pids` as processes and threads.
+    """
+
+    memory: Optional[int] = None
+    swap: Optional[int] = None
+    cpus: Optional[float] = None
+    cpuset: Optional[str] = None
+    pids: Optional[int] = None
+    hugetlb: Optional[int] = None
+
+
+NO_LIMITS = Limits()
+
+
 class Job(NamedTuple):
     """One job on one node.  `id` is unique on the node and names the job's directory.
 
-    `nodes` is the number of its nodes, 1 where the scheduler does not say.
+    `nodes` is the number of its nodes, 1 where the scheduler does not say.  `asked` is what of
+    the machine this job wants in place of what its environment says.  `limits` are those
+    that we are to set.
     """
 
     id: str
@@ -32,6 +53,8 @@ class Job(NamedTuple):
     partition: str = ""
     account: str = ""
     nodes: int = 1
+    asked: Machine = Machine()
+    limits: Limits = NO_LIMITS
 
 
 def find_user(name_or_uid: str) -> User:

@@ -20,7 +20,7 @@ from hpcwrap.container.plan import Plan, make_plan
 from hpcwrap.environment import Environment, format_rlimit
 from hpcwrap.errors import HpcwrapError, NodeError
 from hpcwrap.image.store import Image
-from hpcwrap.job import Job
+from hpcwrap.job import NO_LIMITS, Job
 from hpcwrap.request import Request
 from hpcwrap.supply import Supplied
 
@@ -62,13 +62,24 @@ def make(
         job,
         scheduler_mounts=adapter.own_mounts(choice.settings),
         commands=host_commands(adapter, choice.settings),
-        additions=machine.additions(choice.environment, choice.settings),
+        additions=machine.additions(
+            choice.environment,
+            choice.settings,
+            asked=job.asked,
+            gpus=adapter.read_gpus(os.environ),
+            launcher=adapter.launcher(choice.settings, os.environ),
+            user=job.user,
+        ),
         user_namespace=adapter.user_namespace,
     )
     make_container(plan, place)
+    if job.limits != NO_LIMITS and not adapter.enforces_limits:
+        make_limits(job, place)
     times = {**supplied.milliseconds, "prolog": watch.milliseconds()}
     made = describe(job, choice, supplied)._replace(
-        milliseconds=times, rlimits=tuple(map(format_rlimit, plan.rlimits))
+        milliseconds=times,
+        rlimits=tuple(map(format_rlimit, plan.rlimits)),
+        warning="; ".join(filter(None, (supplied.warning, *plan.warnings))),
     )
     leave_record(place, made, plan, choice.environment, image)
     return made
@@ -129,6 +140,13 @@ def make_container(plan: Plan, place: paths.JobPaths) -> None:
     namespaces.ensure_jobs_directory()
     os.makedirs(place.directory, mode=0o711, exist_ok=True)
     build.build(plan, place)
+
+
+def make_limits(job: Job, place: paths.JobPaths) -> None:
+    """Make the job's cgroup; whoever starts the job joins it (enter, or an adapter's hook)."""
+    from hpcwrap.container import limits
+
+    limits.make(job.limits, place)
 
 
 def describe(job: Job, choice: submit.Choice, supplied: Supplied) -> record.Record:

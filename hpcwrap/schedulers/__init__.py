@@ -7,13 +7,16 @@ scheduler says into our words and decide nothing.
 from __future__ import annotations
 
 import importlib
-from typing import Mapping, NamedTuple, Optional, Protocol, Tuple, cast
+from typing import TYPE_CHECKING, Mapping, NamedTuple, Optional, Protocol, Tuple, cast
 
 from hpcwrap.config import Settings
 from hpcwrap.environment import Mount
 from hpcwrap.errors import SiteError
 from hpcwrap.job import Job
 from hpcwrap.request import NONE, Request
+
+if TYPE_CHECKING:
+    from hpcwrap.gpus import Gpus
 
 NAMES = ("slurm", "local")
 
@@ -25,17 +28,38 @@ class Commands(NamedTuple):
     names: Tuple[str, ...]
 
 
+class Launcher(NamedTuple):
+    """How a command is started on another node of the job, from inside the container.
+
+    `words` are the launcher's command line: ``%h`` in one of them is the node, and ``%c`` alone a
+    command for a shell.  `nodes` are the job's, none where the scheduler did not say; `unset` names
+    variables that would mislead the launcher.  `hydra` is false where MPICH's own launcher speaks
+    to the scheduler.
+    """
+
+    words: Tuple[str, ...]
+    nodes: Tuple[str, ...] = ()
+    unset: Tuple[str, ...] = ()
+    hydra: bool = True
+
+
 class Adapter(Protocol):
     """What the stages need of a scheduler."""
 
     user_namespace: bool
     """Whether ranks join as the user (a user namespace of their own) or as root just before."""
 
+    enforces_limits: bool
+    """Whether it holds jobs to their limits itself: then no cgroup of ours is made in its own."""
+
     def read_prolog(self, environ: Mapping[str, str]) -> Tuple[Job, Request]:
         """Read the job and its request from the prolog's environment.
 
         Raises SiteError when the scheduler did not say enough.
         """
+
+    def read_gpus(self, environ: Mapping[str, str]) -> Optional[Gpus]:
+        """Read which GPUs the job has on this node, from the prolog's environment; None: none."""
 
     def read_job_id(self, environ: Mapping[str, str]) -> str:
         """Read the job's id from the epilog's environment.  Raises SiteError."""
@@ -45,6 +69,12 @@ class Adapter(Protocol):
 
     def commands(self, settings: Settings) -> Optional[Commands]:
         """Give the scheduler's commands that jobs call; None when the host has none."""
+
+    def launcher(self, settings: Settings, environ: Mapping[str, str]) -> Optional[Launcher]:
+        """Say how a job reaches its other nodes; None where it cannot.
+
+        `environ` is the prolog's environment.
+        """
 
 
 def load(name: str) -> Adapter:

@@ -9,17 +9,23 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Mapping, Optional, Tuple
+from typing import TYPE_CHECKING, Mapping, Optional, Tuple
 
 from hpcwrap.config import Settings
 from hpcwrap.environment import Mount
 from hpcwrap.errors import SiteError, UserError
 from hpcwrap.job import Job, User, find_user, make_user
 from hpcwrap.request import Request, is_plain, make_request
-from hpcwrap.schedulers import Commands
+from hpcwrap.schedulers import Commands, Launcher, slurm_hosts
+
+if TYPE_CHECKING:
+    from hpcwrap.gpus import Gpus
 
 user_namespace = False
 """slurmstepd calls the SPANK plugin in each rank while it is still root."""
+
+enforces_limits = True
+"""By task/cgroup; `hpcwrap setup slurm --check` says what the site has left out."""
 
 CONTROL_VARIABLE = "SPANK_HPCWRAP_CONTAINER"
 COMMENT_WORD = re.compile(r"(?:^|\s)hpcwrap=(\S+)(?=\s|$)")
@@ -29,6 +35,20 @@ COMMANDS = (
     *("sprio", "sshare", "sacctmgr", "sbcast", "sattach", "strigger", "scrontab", "sreport"),
 )
 """Slurm's commands that jobs call."""
+
+LAUNCH = ("--overlap", "--mem=0", "--cpu-bind=none", "--nodes=1", "--ntasks=1", "--mpi=none")
+LAUNCH += ("--export=ALL", "--quiet", "--nodelist=%h", "/bin/sh", "-c", "%c")
+"""srun without taking anything from other steps, and with all that the job has on the node: what it
+starts is a daemon of mpirun that starts ranks in turn, and those are not to be pinned to one CPU."""
+
+MISLEADING = ("SLURM_CPUS_PER_TASK", "SRUN_CPUS_PER_TASK", "SLURM_EXACT", "SLURM_HOSTFILE")
+"""Input variables of srun that no option of the command line takes back."""
+
+GPU_VARIABLES = (
+    *("SLURM_JOB_GPUS", "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK"),
+    "GPU_DEVICE_ORDINAL",
+)
+"""Which of them are set: Flags= of gres.conf(5)."""
 
 
 def read_prolog(environ: Mapping[str, str]) -> Tuple[Job, Request]:
@@ -52,6 +72,38 @@ def read_prolog(environ: Mapping[str, str]) -> Tuple[Job, Request]:
 def read_job_id(environ: Mapping[str, str]) -> str:
     """Read the job's id, which names its directory: digits only.  Raises SiteError."""
     return _number(environ, "SLURM_JOB_ID")
+
+
+def read_gpus(environ: Mapping[str, str]) -> Optional[Gpus]:
+    """Read which GPUs the job has on this node; None for none."""
+    if not any(name in environ for name in GPU_VARIABLES):
+        return None
+    from hpcwrap import gpus
+
+    found = gpus.read_gpus(environ)
+    directory = os.path.dirname(environ.get("SLURM_CONF", "/etc/slurm/slurm.conf"))
+    return found._replace(renumber=not constrains_devices(directory))
+
+
+def constrains_devices(directory: str) -> bool:
+    """Whether steps can open their own GPUs only, for then Slurm counts those from 0.
+
+    As Slurm does it itself: src/common/gres.c, gres_use_local_device_index.
+    """
+    plugins = read_value(os.path.join(directory, "slurm.conf"), "TaskPlugin")
+    constrained = read_value(os.path.join(directory, "cgroup.conf"), "ConstrainDevices")
+    return "cgroup" in plugins.lower() and constrained.lower() in ("yes", "true", "1")
+
+
+def read_value(path: str, key: str) -> str:
+    """Read one value of slurm.conf or cgroup.conf, the last of its key; empty for none."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            text = file.read()
+    except OSError:
+        return ""
+    found = re.findall(rf"^[ \t]*{key}[ \t]*=[ \t]*([^\s#]+)", text, re.IGNORECASE | re.MULTILINE)
+    return found[-1] if found else ""
 
 
 def read_nodes(environ: Mapping[str, str]) -> int:
@@ -129,6 +181,15 @@ def commands(settings: Settings) -> Optional[Commands]:
     directory = settings.slurm_commands
     names = tuple(name for name in COMMANDS if os.access(f"{directory}/{name}", os.X_OK))
     return Commands(directory, names) if directory and names else None
+
+
+def launcher(settings: Settings, environ: Mapping[str, str]) -> Optional[Launcher]:
+    """Say how srun starts a command on another node; MPICH calls srun by itself."""
+    srun = f"{settings.slurm_commands}/srun"
+    if not settings.slurm_commands or not os.access(srun, os.X_OK):
+        return None
+    nodes = slurm_hosts.expand(environ.get("SLURM_NODELIST", ""))
+    return Launcher((srun, *LAUNCH), nodes, MISLEADING, hydra=False)
 
 
 def spool_directory(pattern: str, environ: Mapping[str, str]) -> str:

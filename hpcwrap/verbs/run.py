@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from contextlib import suppress
+from typing import Any, Callable, Dict, Optional
 
-from hpcwrap import enter, epilog, paths, prolog
-from hpcwrap.errors import UserError
-from hpcwrap.job import User, find_user
+from hpcwrap import enter, epilog, human, log, paths, prolog
+from hpcwrap.errors import HpcwrapError, UserError
+from hpcwrap.job import Limits, User, find_user
 from hpcwrap.request import make_request
 from hpcwrap.schedulers import load, local
 
@@ -20,13 +22,23 @@ examples:
   hpcwrap run --user alice debian-12 -- id          one command as alice
   sudo hpcwrap run debian-12                        a shell as yourself
   hpcwrap run --user alice --env OMP_NUM_THREADS=4 debian-12 -- ./a.out
+  hpcwrap run --user alice --memory 2g --swap 0 --cpus 2 debian-12 -- ./a.out
+                                                    all of it together in 2 GiB and 2 CPUs' time
+
+With limits, the command and all that it starts are in a cgroup of their own; what is left of them
+when the command ends is killed.
 """
+SIZES = "bytes, or with k, m, g or t"
+USAGE = """\
+hpcwrap run [--user USER] [--env NAME[=VALUE]]... [--memory SIZE [--swap SIZE]]
+                   [--cpus NUMBER] [--cpuset LIST] [--pids NUMBER] [--hugetlb SIZE]
+                   ENVIRONMENT [-- COMMAND...]"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options of the verb."""
     parser.epilog = EPILOG
-    parser.usage = "hpcwrap run [--user USER] [--env NAME[=VALUE]]... ENVIRONMENT [-- COMMAND...]"
+    parser.usage = USAGE
     parser.add_argument("--user", help="who runs the command (default: who called sudo)")
     parser.add_argument(
         "--env",
@@ -35,13 +47,81 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[=VALUE]",
         help="a variable for the command; without a value, ours is passed on",
     )
+    configure_limits(parser)
     parser.add_argument("environment", metavar="ENVIRONMENT", help=ENVIRONMENT)
     parser.add_argument("command", nargs=argparse.REMAINDER, help="default: a shell")
 
 
+def configure_limits(parser: argparse.ArgumentParser) -> None:
+    """Add the limits of the command and all that it starts, together."""
+    size: Dict[str, Any] = {"metavar": "SIZE", "type": option(human.parse_size)}
+    parser.add_argument(
+        "--memory",
+        help=f"memory of all processes together ({SIZES}); the kernel kills what would go beyond",
+        **size,
+    )
+    parser.add_argument("--swap", help="swap beside the memory; 0: none", **size)
+    parser.add_argument(
+        "--cpus",
+        metavar="NUMBER",
+        type=option(parse_cpus),
+        help="time of so many processors, such as 2 or 0.5",
+    )
+    parser.add_argument(
+        "--cpuset", metavar="LIST", type=option(parse_list), help="run on these only, such as 0-3,8"
+    )
+    parser.add_argument(
+        "--pids",
+        metavar="NUMBER",
+        type=option(parse_count),
+        help="processes and threads at the same time",
+    )
+    parser.add_argument("--hugetlb", help="huge pages, of each of their sizes", **size)
+
+
+def option(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Have argparse show the reason of a ValueError, which it would hide."""
+
+    def parse_option(text: str) -> object:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parse_option
+
+
+def parse_cpus(text: str) -> float:
+    """A number of processors; the kernel's least is 1 ms in each 100 ms."""
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]+)?", text, re.ASCII) or float(text) < 0.01:
+        raise ValueError(f"{text!r} is no number of processors such as 2 or 0.5")
+    return float(text)
+
+
+def parse_list(text: str) -> str:
+    """A list of processors by number."""
+    if not re.fullmatch(r"\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?)*", text, re.ASCII):
+        raise ValueError(f"{text!r} is no list of processors such as 0-3,8")
+    return text
+
+
+def parse_count(text: str) -> int:
+    """A number from 1 on."""
+    if not re.fullmatch(r"[1-9][0-9]{0,8}", text, re.ASCII):
+        raise ValueError(f"{text!r} is no number from 1 on")
+    return int(text)
+
+
+def read_limits(arguments: argparse.Namespace) -> Limits:
+    """The limits that were asked for.  Raises UserError."""
+    if arguments.swap is not None and arguments.memory is None:
+        raise UserError("cannot limit swap alone", "say --memory, too")
+    return Limits(**{name: getattr(arguments, name) for name in Limits._fields})
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Prolog, enter and epilog in a row; the command's exit code is ours."""
-    job = local.make_job(find_caller(arguments.user))
+    job = local.make_job(find_caller(arguments.user), read_limits(arguments))
     request = make_request(arguments.environment, "hpcwrap run")
     config_file = arguments.config or paths.CONFIG_FILE
     sweep()
@@ -50,7 +130,14 @@ def run(arguments: argparse.Namespace) -> int:
             raise UserError("cannot run without a container", "name an environment")
         return enter.enter(job, command_of(arguments), arguments.env)
     finally:
-        epilog.epilog(job.id)
+        report(epilog.epilog(job.id))
+
+
+def report(summary: Optional[Dict[str, Any]]) -> None:
+    """Tell the user, and the log, when the kernel killed processes for memory."""
+    if summary and summary.get("oom"):
+        log.say(summary["oom"])
+        log.stage_line("run", **{key: summary[key] for key in ("job", "user", "node", "oom_kills")})
 
 
 def find_caller(name: str | None) -> User:
@@ -79,4 +166,12 @@ def sweep() -> None:
     with suppress(FileNotFoundError):
         for job_id in os.listdir(paths.JOBS):
             if not local.has_owner(job_id):
-                epilog.epilog(job_id)
+                release(job_id)
+
+
+def release(job_id: str) -> None:
+    """Release what one killed run left; if that cannot be, this run can."""
+    try:
+        epilog.epilog(job_id)
+    except HpcwrapError as error:
+        log.warn(error.sentence())
