@@ -5,12 +5,16 @@
 
 from __future__ import annotations
 
+import os
 from typing import List
 
 from hpcwrap.config import Settings
 from hpcwrap.container import memory
 from hpcwrap.container.addition import Addition
 from hpcwrap.environment import Environment, Machine, replace_rlimits
+
+INFINIBAND = "/sys/class/infiniband"
+"""Is there where the kernel has the code for InfiniBand and its kin."""
 
 
 def additions(environment: Environment, settings: Settings) -> List[Addition]:
@@ -24,8 +28,8 @@ def additions(environment: Environment, settings: Settings) -> List[Addition]:
 
 
 def fabric_addition(wanted: Machine) -> Addition:
-    """InfiniBand and other fabrics: nothing, where the image brings its own libraries."""
-    if wanted.fabric == "image":
+    """InfiniBand and other fabrics: nothing, where there are none or the image has it all."""
+    if wanted.fabric == "image" and not os.path.isdir(INFINIBAND):
         return Addition()
     from hpcwrap.container import fabric
 

@@ -12,10 +12,12 @@ from hpcwrap.environment import Rlimit, Variable
 class Addition(NamedTuple):
     """Mounts, operations that follow all mounts, changes of the job's variables, and its rlimits.
 
-    The changes come after the image's own and before the environment's.
+    The changes come after the image's own and before the environment's.  `warnings` are for the
+    job's record.
     """
 
     mounts: Tuple[MountOperation, ...] = ()
     operations: Tuple[Operation, ...] = ()
     variables: Tuple[Variable, ...] = ()
     rlimits: Tuple[Rlimit, ...] = ()
+    warnings: Tuple[str, ...] = ()

@@ -28,6 +28,9 @@ DEVICES = (
 # libibverbs asks the kernel and then looks here: what is not here it does not try to open.
 CLASSES = ("/sys/class/infiniband", "/sys/class/infiniband_verbs")
 
+PRESENT = (CLASSES[0], "/sys/class/cxi")
+"""Directories of sysfs with an entry for each device."""
+
 VERBS = "libibverbs.so.1"
 LIBFABRIC = "libfabric.so.1"
 LIBRARIES = (
@@ -56,9 +59,8 @@ def addition(wanted: Machine) -> Addition:
     """
     if wanted.fabric == "none":
         return Addition(operations=(no_fabric(),))
-    if wanted.fabric == "host":
-        return host_addition(find_libraries())
-    return Addition()
+    found = host_addition(find_libraries()) if wanted.fabric == "host" else Addition()
+    return found._replace(warnings=memlock_warnings(wanted))
 
 
 def host_addition(found: Dict[str, str]) -> Addition:
@@ -110,19 +112,17 @@ def no_fabric() -> Operation:
     return Hide((*DEVICES, *CLASSES), "fabric")
 
 
-def memlock_warning(wanted: Machine) -> str:
+def memlock_warnings(wanted: Machine) -> Tuple[str, ...]:
     """What is wrong on a node with a fabric that lets ranks lock little memory; or nothing.
 
     Where the site sets no limit, that of this process tells: the scheduler's daemon hands its
     hard limit on to what it starts.
     """
     limit = _memlock(wanted)
-    if limit is None or limit >= ENOUGH_MEMLOCK:
-        return ""
-    return (
-        f"ranks may lock only {limit >> 10} KiB of memory, which is little for InfiniBand "
-        "(set `rlimits: [memlock=unlimited]`)"
-    )
+    if limit is None or limit >= ENOUGH_MEMLOCK or not any(map(_entries, PRESENT)):
+        return ()
+    little = f"ranks may lock only {limit >> 10} KiB of memory, which is little for InfiniBand"
+    return (f"{little} (set `rlimits: [memlock=unlimited]`)",)
 
 
 def _memlock(wanted: Machine) -> Optional[int]:

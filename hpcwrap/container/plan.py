@@ -42,6 +42,7 @@ class Plan(NamedTuple):
     operations: Tuple[Operation, ...]
     variables: Tuple[Variable, ...] = ()
     rlimits: Tuple[Rlimit, ...] = ()
+    warnings: Tuple[str, ...] = ()
 
     def describe(self) -> List[str]:
         """One line for each step, as `hpcwrap plan` prints them."""
@@ -91,7 +92,8 @@ def make_plan(
     ]
     variables = tuple(variable for addition in additions for variable in addition.variables)
     rlimits = tuple(limit for addition in additions for limit in addition.rlimits)
-    return Plan(job.user, user_namespace, image, tuple(operations), variables, rlimits)
+    warnings = tuple(text for addition in additions for text in addition.warnings)
+    return Plan(job.user, user_namespace, image, tuple(operations), variables, rlimits, warnings)
 
 
 def _variables(job: Job) -> Dict[str, str]:

@@ -7,7 +7,7 @@ import json
 import os
 from typing import List, Tuple
 
-from hpcwrap import machine
+from hpcwrap import log, machine
 from hpcwrap.config import Config, load_config
 from hpcwrap.container import environ
 from hpcwrap.container.plan import Plan, make_plan
@@ -35,6 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
     environment = config.environment(arguments.environment)
     plan, image_variables = plan_for(arguments, config, environment)
     variables = environ.describe_variables(image_variables, plan, environment)
+    for warning in plan.warnings:
+        log.warn(warning)
     if arguments.json:
         print(json.dumps({"operations": plan.describe(), "variables": variables}, indent=1))
         return 0
