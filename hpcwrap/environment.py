@@ -56,7 +56,10 @@ class Mount(NamedTuple):
 
 
 class Variable(NamedTuple):
-    """One change to a job's variables: `action` is set, prepend, append or unset."""
+    """One change to a job's variables: `action` is set, prepend, append or unset.
+
+    Of devices also ``renumber``, with OLD=NEW,… as its value (gpus.new_numbers).
+    """
 
     action: str
     name: str

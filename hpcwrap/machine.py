@@ -6,24 +6,47 @@
 from __future__ import annotations
 
 import os
-from typing import List
+from typing import TYPE_CHECKING, List, Optional
 
+from hpcwrap import paths
 from hpcwrap.config import Settings
 from hpcwrap.container import memory
 from hpcwrap.container.addition import Addition
-from hpcwrap.environment import Environment, Machine, replace_rlimits
+from hpcwrap.environment import GPUS, Environment, Machine, replace_rlimits
+
+if TYPE_CHECKING:
+    from hpcwrap.gpus import Gpus
+    from hpcwrap.job import User
+    from hpcwrap.schedulers import Launcher
+
+NOTHING = Machine()
 
 INFINIBAND = "/sys/class/infiniband"
 """Is there where the kernel has the code for InfiniBand and its kin."""
 
 
-def additions(environment: Environment, settings: Settings) -> List[Addition]:
-    """What the parts of the machine add to the container of a job."""
-    wanted = of_machine(environment, settings)
+def additions(
+    environment: Environment,
+    settings: Settings,
+    *,
+    asked: Machine = NOTHING,
+    gpus: Optional[Gpus] = None,
+    launcher: Optional[Launcher] = None,
+    user: Optional[User] = None,
+) -> List[Addition]:
+    """What the parts of the machine add to the container of a job.
+
+    `asked` is what the job asked for itself, `gpus` are those that its scheduler gave it;
+    `launcher` is how it reaches its other nodes, `user` whose it is.
+    """
+    wanted = of_machine(environment, settings, asked)
     return [
         memory.addition(wanted),
         fabric_addition(wanted),
+        mpi_addition(wanted, settings),
+        device_addition(wanted, gpus, settings),
         Addition(rlimits=wanted.rlimits),
+        launch_addition(launcher, user),
     ]
 
 
@@ -36,14 +59,43 @@ def fabric_addition(wanted: Machine) -> Addition:
     return fabric.addition(wanted)
 
 
-def of_machine(environment: Environment, settings: Settings) -> Machine:
-    """What an environment says of the machine, and the site's settings where it says nothing."""
+def device_addition(wanted: Machine, gpus: Optional[Gpus], settings: Settings) -> Addition:
+    """GPUs and other CDI devices: nothing, where the node has no specs and nobody wants any."""
+    wants = gpus or wanted.devices or wanted.gpus not in GPUS
+    if not wants and not any(map(os.path.isdir, settings.cdi_directories)):
+        return Addition()
+    from hpcwrap.container import devices
+
+    return devices.addition(wanted, gpus, settings)
+
+
+def launch_addition(launcher: Optional[Launcher], user: Optional[User]) -> Addition:
+    """mpirun and ssh to the job's other nodes: nothing, where there is no way to them."""
+    if launcher is None or user is None:
+        return Addition()
+    from hpcwrap.container import launch
+
+    file = launch.LauncherFile(launcher.words, launcher.nodes, launcher.unset)
+    return launch.addition(file, user, paths.inside_programs(), hydra=launcher.hydra)
+
+
+def mpi_addition(wanted: Machine, settings: Settings) -> Addition:
+    """The host's MPI in place of the image's, where that is wanted."""
+    if wanted.mpi != "host":
+        return Addition()
+    from hpcwrap.container import mpi
+
+    return mpi.addition(settings.mpi_libraries)
+
+
+def of_machine(environment: Environment, settings: Settings, asked: Machine = NOTHING) -> Machine:
+    """What a job asks for, or else its environment, and the site's settings as the last."""
     said = environment.machine
     return Machine(
-        gpus=said.gpus or settings.gpus,
+        gpus=asked.gpus or said.gpus or settings.gpus,
         fabric=said.fabric or settings.fabric,
         mpi=said.mpi or settings.mpi,
-        devices=said.devices or (),
+        devices=(*(said.devices or ()), *(asked.devices or ())),
         rlimits=replace_rlimits(settings.rlimits, said.rlimits),
         shm_size=said.shm_size or settings.shm_size,
     )

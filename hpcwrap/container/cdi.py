@@ -46,14 +46,15 @@ class Hook(NamedTuple):
 
 
 class Library(NamedTuple):
-    """A shared library among the mounts: its path inside and how it is called (elf(5)).
+    """A shared library among the mounts: where it is inside and on the host, what it is called.
 
-    `bits` is 32 or 64, `glibc` the newest version that it needs.
+    `kind` is its class and machine, `glibc` the newest version that it needs (elf.py).
     """
 
     path: str
+    file: str
     soname: str
-    bits: int
+    kind: Tuple[int, int]
     glibc: Tuple[int, ...]
 
 
@@ -262,11 +263,8 @@ def _keep(path: str, stamps: snapshot.Stamps, catalogue: Catalogue) -> None:
 
 def _library_files(catalogue: Catalogue) -> List[str]:
     """The host's files of the libraries that specs mount."""
-    files: Dict[str, None] = {}
-    for edits in _all_edits(catalogue):
-        inside = {library.path for library in edits.libraries}
-        files.update((mount.source, None) for mount in edits.mounts if mount.target in inside)
-    return list(files)
+    libraries = (library for edits in _all_edits(catalogue) for library in edits.libraries)
+    return list(dict.fromkeys(library.file for library in libraries))
 
 
 def _all_edits(catalogue: Catalogue) -> Iterator[Edits]:
@@ -299,5 +297,7 @@ def _restore_mount(
     return Mount(source, target, kind, tuple(options), origin)
 
 
-def _restore_library(path: str, soname: str, bits: int, glibc: Sequence[int]) -> Library:
-    return Library(path, soname, bits, tuple(glibc))
+def _restore_library(
+    path: str, file: str, soname: str, kind: Tuple[int, int], glibc: Sequence[int]
+) -> Library:
+    return Library(path, file, soname, (kind[0], kind[1]), tuple(glibc))

@@ -303,6 +303,5 @@ def _libraries(mounts: Sequence[Mount]) -> Tuple[Library, ...]:
             read = elf.read(mount.source)
         except (OSError, elf.NotElfError):
             continue
-        bits = 32 * read.kind.elf_class
-        found.append(Library(mount.target, read.soname, bits, read.glibc))
+        found.append(Library(mount.target, mount.source, read.soname, read.kind, read.glibc))
     return tuple(found)

@@ -18,7 +18,15 @@ FORMAT = "hpcwrap-entry-1"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """What an image that sets no PATH gets, as Docker does it."""
 
-ARGUMENTS = {"default": 2, "path": 1, "set": 2, "unset": 1, "prepend": 2, "append": 2}
+ARGUMENTS = {
+    "default": 2,
+    "path": 1,
+    "set": 2,
+    "unset": 1,
+    "prepend": 2,
+    "append": 2,
+    "renumber": 2,
+}
 """How many arguments each instruction for variables has."""
 
 

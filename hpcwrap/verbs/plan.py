@@ -63,7 +63,13 @@ def plan_for(
         Job("0", arguments.scheduler, user, workdir, os.uname().nodename),
         scheduler_mounts=adapter.own_mounts(config.settings),
         commands=host_commands(adapter, config.settings),
-        additions=machine.additions(environment, config.settings),
+        additions=machine.additions(
+            environment,
+            config.settings,
+            gpus=adapter.read_gpus(os.environ),
+            launcher=adapter.launcher(config.settings, os.environ),
+            user=user,
+        ),
         user_namespace=adapter.user_namespace,
     )
     return plan, list(image.config.env) if image else []

@@ -1,0 +1,240 @@
+"""Devices of a container: which of the node's it gets, and which it must not see.
+
+`addition` is the story.  The GPUs are those that the scheduler gave the job; what a spec says of
+them is brought in, and every other GPU that any spec names cannot be opened inside.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
+
+from hpcwrap import gpus as naming
+from hpcwrap.config import Settings
+from hpcwrap.container import cdi, hooks
+from hpcwrap.container.addition import Addition
+from hpcwrap.container.cdi import ALL, Catalogue, Edits, Found
+from hpcwrap.container.elf import Kind, file_version
+from hpcwrap.container.hostlibraries import HostLibraries
+from hpcwrap.container.injection import (
+    COMPATIBILITY,
+    CudaCompatibility,
+    DeviceNodes,
+    Hidden,
+    Links,
+)
+from hpcwrap.container.libraries import Closure, Library
+from hpcwrap.container.mounts import MountOperation
+from hpcwrap.container.operations import ATTRIBUTES, Bind, Operation, Tmpfs
+from hpcwrap.environment import Machine, Mount, Variable
+from hpcwrap.errors import SiteError
+from hpcwrap.gpus import NO_GPUS, Gpus
+
+GENERATE = "root runs `hpcwrap cdi generate nvidia` on the node; other vendors' tools write theirs"
+
+CURE = "use an image with a newer system, or an environment with gpus: none"
+
+DRIVERS = "/.hpcwrap/drivers"
+"""Links to the libraries, for programs that look for a file themselves (Triton does)."""
+
+WIDE = 2
+"""ELFCLASS64; there is no place for the 32-bit libraries that some drivers bring."""
+
+COMPATIBLE = (
+    *("libcuda.so.1", "libcudadebugger.so.1", "libnvidia-ptxjitcompiler.so.1"),
+    *("libnvidia-nvvm.so.4", "libnvidia-gpucomp.so"),
+)
+"""What an image may have newer than the driver: NVIDIA's forward compatibility package."""
+
+
+class Choice(NamedTuple):
+    """What a container gets: the devices, and of the GPUs' nodes those that it must not open.
+
+    `hidden` are paths of the host.
+    """
+
+    devices: Tuple[Found, ...]
+    hidden: Tuple[str, ...]
+
+
+def addition(wanted: Machine, given: Optional[Gpus], settings: Settings) -> Addition:
+    """Plan the devices of a container; `given` are the GPUs that the scheduler gave the job.
+
+    Raises SiteError for a device that no spec describes, and for specs that cannot be used.
+    """
+    catalogue = cdi.load(settings.cdi_directories)
+    cdi.check_usable(catalogue)
+    gpus = chosen_gpus(wanted.gpus or "scheduler", given or NO_GPUS, catalogue)
+    devices = (*gpus, *(catalogue.find(name) for name in wanted.devices or ()))
+    edits = cdi.chosen_edits(devices)
+    choice = Choice(devices, hidden_nodes(edits, catalogue))
+    return Addition(
+        mounts=tuple(map(mount_of, edits.mounts)),
+        operations=tuple(operations_of(edits, choice)),
+        variables=(*variables_of(edits), *new_numbers(given or NO_GPUS, gpus, choice, catalogue)),
+    )
+
+
+def chosen_gpus(wanted: str, given: Gpus, catalogue: Catalogue) -> Tuple[Found, ...]:
+    """The GPUs of a container: ``scheduler``, ``all``, ``none``, or a list of them."""
+    if wanted == "none":
+        return ()
+    if wanted == "all":
+        return tuple(found for kind in catalogue.gpu_kinds() for found in whole(kind, catalogue))
+    if wanted != "scheduler":
+        given = Gpus(naming.parse_list(wanted))
+    return tuple(resolve(given, catalogue)) if given.names else ()
+
+
+def whole(kind: str, catalogue: Catalogue) -> List[Found]:
+    """All devices of a kind: the one of that name, where there is one."""
+    names = catalogue.names(kind)
+    return [catalogue.find(f"{kind}={name}") for name in ([ALL] if ALL in names else names)]
+
+
+def resolve(given: Gpus, catalogue: Catalogue) -> List[Found]:
+    """The devices that the scheduler means.  Raises SiteError."""
+    kinds = catalogue.gpu_kinds()
+    said = [kind for kind in kinds if kind.partition("/")[0] in given.vendors]
+    matches = {kind: match_all(given, catalogue.names(kind)) for kind in said or kinds}
+    fitting = {kind: names for kind, names in matches.items() if names}
+    if len(fitting) != 1:
+        raise no_match(given, list(fitting) or kinds, ambiguous=bool(fitting))
+    kind, names = fitting.popitem()
+    return [catalogue.find(f"{kind}={name}") for name in names]
+
+
+def match_all(given: Gpus, known: Sequence[str]) -> List[str]:
+    """The names of all GPUs as a spec has them; none when one of them is not there."""
+    names = [match(name, known) for name in given.names]
+    return [] if None in names else [name for name in names if name]
+
+
+def match(name: str, known: Sequence[str]) -> Optional[str]:
+    """The name of a GPU as a spec has it: number, gpuN, cardN, or a UUID, cut off or not.
+
+    >>> match("GPU-893", ["0", "GPU-8932f937"])
+    'GPU-8932f937'
+    """
+    exact = [each for each in (name, f"gpu{name}", f"card{name}") if each in known]
+    if exact or naming.is_number(name):
+        return exact[0] if exact else None
+    beginnings = [each for each in known if each.lower().startswith(name.lower())]
+    return beginnings[0] if len(beginnings) == 1 else None
+
+
+def no_match(given: Gpus, kinds: Sequence[str], *, ambiguous: bool) -> SiteError:
+    """What is told when the scheduler's GPUs are not exactly one kind's devices."""
+    what = f"the scheduler gave this job the GPU {', '.join(given.names)}"
+    if ambiguous:
+        return SiteError(
+            f"{what}, which may be one of {', '.join(kinds)} on this node",
+            "have the scheduler set one vendor's variable: Flags= in Slurm's gres.conf",
+        )
+    if kinds:
+        return SiteError(
+            f"{what}, and no CDI spec of this node has it for {', '.join(kinds)}",
+            f"see `hpcwrap cdi list`; {GENERATE}",
+        )
+    return SiteError(f"{what}, and this node has no CDI spec of a GPU", GENERATE)
+
+
+def hidden_nodes(edits: Edits, catalogue: Catalogue) -> Tuple[str, ...]:
+    """Device nodes of GPUs, as the host has them, that are not among what a container gets."""
+    given = {node.host_path for node in edits.nodes}
+    kinds = set(catalogue.gpu_kinds())
+    nodes: Dict[str, None] = {}
+    for spec in catalogue.specs:
+        if spec.kind in kinds:
+            every = [spec.common, *(device.edits for device in spec.devices)]
+            nodes.update((node.host_path, None) for each in every for node in each.nodes)
+    return tuple(sorted(set(nodes) - given))
+
+
+def operations_of(edits: Edits, choice: Choice) -> List[Operation]:
+    """What is done when all mounts are there, in this order."""
+    operations: List[Operation] = []
+    if edits.nodes:
+        operations.append(DeviceNodes(edits.nodes))
+    links = hooks.links(edits.hooks)
+    if links:
+        operations.append(Links(links))
+    operations += library_operations(edits)
+    if choice.hidden:
+        renamed = {node.path for node in edits.nodes}
+        inside = tuple(path for path in choice.hidden if path not in renamed)
+        operations.append(Hidden(inside, choice.hidden))
+    return operations
+
+
+def library_operations(edits: Edits) -> List[Operation]:
+    """The devices' libraries where the image's programs find them, whatever their path is."""
+    wide = [library for library in edits.libraries if library.kind[0] == WIDE]
+    if not wide:
+        return []
+    kind = Kind(*wide[0].kind)
+    there = [Library(name_of(each), each.file, each.glibc) for each in wide if each.kind == kind]
+    newest = max(there, key=lambda library: library.glibc)
+    own = tuple(library.name for library in there if library.name not in COMPATIBLE)
+    inside = {name_of(library): library.path for library in wide}
+    operations: List[Operation] = [
+        HostLibraries("its devices", Closure(kind, tuple(there), newest), own=own, cure=CURE),
+        Links(tuple((path, f"{DRIVERS}/{name}") for name, path in inside.items())),
+    ]
+    driver = next((each.file for each in wide if each.soname == "libcuda.so.1"), None)
+    if driver:
+        operations.append(CudaCompatibility(file_version(os.path.basename(driver))))
+    return operations
+
+
+def name_of(library: cdi.Library) -> str:
+    """The name that programs ask for."""
+    return library.soname or os.path.basename(library.path)
+
+
+def mount_of(mount: Mount) -> MountOperation:
+    """A mount of a spec.  It is root's: opened with root's rights, and never with nodev alone."""
+    if mount.type == "tmpfs":
+        return Tmpfs(mount.target, mount.options, mount.origin)
+    kept = [option for option in mount.options if option in ATTRIBUTES]
+    return Bind(
+        mount.source,
+        mount.target,
+        options=tuple(dict.fromkeys((*kept, "nosuid"))),
+        recursive="bind" not in mount.options,
+        as_user=False,
+        origin=mount.origin,
+    )
+
+
+def variables_of(edits: Edits) -> List[Variable]:
+    """What a spec sets, and where the libraries are for programs that look there themselves."""
+    pairs = [text.partition("=") for text in edits.variables]
+    variables = [Variable("set", name, value, "CDI") for name, _, value in pairs]
+    if edits.libraries:
+        variables.append(Variable("append", "LD_LIBRARY_PATH", DRIVERS, "CDI"))
+        variables.append(Variable("prepend", "LD_LIBRARY_PATH", COMPATIBILITY, "CDI"))
+    return variables
+
+
+def new_numbers(
+    given: Gpus, gpus: Sequence[Found], choice: Choice, catalogue: Catalogue
+) -> List[Variable]:
+    """Changes of the variables that hold numbers of GPUs, where hiding some changes the numbers."""
+    if not (given.renumber and gpus and choice.hidden):
+        return []
+    kind = gpus[0].spec.kind
+    table = naming.new_numbers(visible_numbers(kind, set(choice.hidden), catalogue))
+    return [Variable("renumber", name, table, "CDI") for name in naming.NUMBERED if table]
+
+
+def visible_numbers(kind: str, hidden: Set[str], catalogue: Catalogue) -> List[int]:
+    """Numbers of those GPUs of a kind of which no node is hidden."""
+    numbers = []
+    for name in catalogue.names(kind):
+        number = re.fullmatch(r"(?:gpu|card)?([0-9]+)", name)
+        nodes = {node.host_path for node in catalogue.find(f"{kind}={name}").device.edits.nodes}
+        if number and not nodes & hidden:
+            numbers.append(int(number.group(1)))
+    return numbers
