@@ -87,7 +87,8 @@ def test_the_hosts_libraries_are_the_ones_in_use(vm: Vm) -> None:
 def test_little_memory_to_lock_is_noticed(vm: Vm) -> None:
     said = vm.run("ulimit -l 64; hpcwrap plan --user alice --scheduler local image")
     assert "warning: ranks may lock only 64 KiB" in said.stderr
-    job = vm.need(
-        "ulimit -l 64; hpcwrap run --user alice image -- cat /run/hpcwrap/jobs/*/record.json"
-    )
-    assert "ranks may lock only" in job
+    run = "hpcwrap run --user alice image -- sleep 60 & run=$!"
+    record = "/run/hpcwrap/jobs/*/record.json"
+    wait = f"until ls {record} 2>/dev/null; do sleep 0.1; done"
+    job = vm.need(f"ulimit -l 64; {run}; {wait}; cat {record}; kill $run; wait $run; true")
+    assert "ranks may lock only 64 KiB" in job
