@@ -62,6 +62,7 @@ class Settings(NamedTuple):
     gpus: str = "scheduler"
     fabric: str = "image"
     mpi: str = "image"
+    mpi_libraries: Tuple[str, ...] = ()
     rlimits: Tuple[Rlimit, ...] = ()
     shm_size: str = "0"
     cdi_directories: Tuple[str, ...] = ("/etc/cdi", "/var/run/cdi")
@@ -202,6 +203,11 @@ ROWS = (
         "choice",
         "Whose MPI library programs get: the image's or, of the same ABI, the host's",
         choices=MPIS,
+    ),
+    Row(
+        "mpi_libraries",
+        "directories",
+        "The host's MPI libraries for `mpi: host`, as paths of libmpi.so.*; none: those of ldconfig",
     ),
     Row("rlimits", "rlimits", "Limits of every process, such as memlock=unlimited, nofile=4k:64k"),
     Row("shm_size", "bytes", "Size of a /dev/shm of the job's own; 0: the host's /dev/shm"),

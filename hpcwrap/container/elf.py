@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
-from typing import BinaryIO, FrozenSet, Iterable, List, NamedTuple, Tuple
+from typing import BinaryIO, FrozenSet, Iterable, List, Mapping, NamedTuple, Tuple
 
 Version = Tuple[int, ...]
 """A version as numbers: 2.9 is before 2.31."""
@@ -17,6 +17,7 @@ MAGIC = b"\x7fELF"
 HEADER_SIZE = 20
 """Bytes of an ELF header up to and with e_machine."""
 
+FUNCTIONS = ("STT_FUNC", "STT_GNU_IFUNC", "STT_LOOS")
 STRONG = ("STB_GLOBAL", "STB_WEAK", "STB_GNU_UNIQUE")
 
 
@@ -60,7 +61,7 @@ def read(path: str) -> Elf:
 
 
 def read_exports(file: BinaryIO) -> FrozenSet[str]:
-    """Names of the functions and variables that a library offers.  Raises NotElfError."""
+    """Names of the functions that a library offers.  Raises NotElfError."""
     from elftools.common.exceptions import ELFError
     from elftools.elf.dynamic import DynamicSegment
     from elftools.elf.elffile import ELFFile
@@ -71,11 +72,15 @@ def read_exports(file: BinaryIO) -> FrozenSet[str]:
             for segment in ELFFile(file).iter_segments("PT_DYNAMIC")
             if isinstance(segment, DynamicSegment)
             for symbol in segment.iter_symbols()
-            if symbol["st_shndx"] != "SHN_UNDEF" and symbol["st_info"]["bind"] in STRONG
+            if symbol["st_shndx"] != "SHN_UNDEF" and _is_function(symbol["st_info"])
         ]
     except (ELFError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
         raise NotElfError(f"it is a broken ELF file: {error}") from error
     return frozenset(names)
+
+
+def _is_function(info: Mapping[str, str]) -> bool:
+    return info["type"] in FUNCTIONS and info["bind"] in STRONG
 
 
 def parse_version(text: str) -> Version:

@@ -13,7 +13,7 @@ from hpcwrap.container import rootfs, syscalls
 from hpcwrap.container.elf import Version, file_version, format_version
 from hpcwrap.container.imagelibraries import Found, ImageLibraries
 from hpcwrap.container.libraries import Closure, Library
-from hpcwrap.container.operations import ATTRIBUTES, Workshop
+from hpcwrap.container.operations import ATTRIBUTES, Bind, Workshop
 from hpcwrap.errors import UserError
 
 OPTIONS = ("ro", "nosuid", "nodev")
@@ -25,6 +25,7 @@ class HostLibraries(NamedTuple):
     `purpose` says what for, in messages: ``MPI``.  Those named in `own` are always the host's, of
     the others the newer one of host and image.  `directories` are patterns of places in the image
     where its dynamic linker does not look by itself.  `cure` is what a user may do when it fails.
+    `guests` come only where the image has them.  `aliases` are sets of names that one library has.
     """
 
     purpose: str
@@ -32,6 +33,8 @@ class HostLibraries(NamedTuple):
     own: Tuple[str, ...] = ()
     directories: Tuple[str, ...] = ()
     cure: str = "use an image with a newer system"
+    guests: Tuple[str, ...] = ()
+    aliases: Tuple[Tuple[str, ...], ...] = ()
 
     def describe(self) -> str:
         """Say in one line what the operation does."""
@@ -45,13 +48,30 @@ class HostLibraries(NamedTuple):
         mounts = [
             (library, path)
             for library in self.closure.libraries
-            for path in places(library, image, own=library.name in self.own)
+            for path in self._places(library, image)
         ]
+        for source, target in self._directories(mounts):
+            Bind(source, target, OPTIONS, as_user=False).execute(workshop)
         mount_files(workshop.root, mounts)
 
     def check(self, image: ImageLibraries) -> None:
         """Raise UserError where the image's programs could not load the libraries."""
         check_glibc(image, self.closure.newest, self.purpose, self.cure)
+
+    def _places(self, library: Library, image: ImageLibraries) -> List[str]:
+        names = [each for each in self.aliases if library.name in each] or [(library.name,)]
+        found = [each for name in names[0] for each in image.find(name)]
+        if library.name in self.guests and not found:
+            return []
+        return places(library, image, found, own=library.name in self.own)
+
+    def _directories(self, mounts: Sequence[Tuple[Library, str]]) -> List[Tuple[str, str]]:
+        """Source and target of the directories that the libraries in `mounts` need."""
+        return [
+            (each.path, _beside(path, each.path) if each.beside else each.path)
+            for each in self.closure.companions
+            for path in [path for library, path in mounts if library.name == each.library][:1]
+        ]
 
 
 def check_glibc(image: ImageLibraries, newest: Library, purpose: str, cure: str = "") -> None:
@@ -69,9 +89,10 @@ def check_glibc(image: ImageLibraries, newest: Library, purpose: str, cure: str 
         raise UserError(f"{what}: {name} needs glibc {needed}, the image has {there}", cure)
 
 
-def places(library: Library, image: ImageLibraries, *, own: bool) -> List[str]:
-    """Paths in the image on which a library of the host is to be mounted."""
-    found = image.find(library.name)
+def places(
+    library: Library, image: ImageLibraries, found: Sequence[Found], *, own: bool
+) -> List[str]:
+    """Paths in the image on which a library of the host is to be mounted; `found` it has itself."""
     home = image.home()
     if home is None or any(each.mounted for each in found):
         return []
@@ -98,6 +119,10 @@ def mount_files(root: int, mounts: Sequence[Tuple[Library, str]]) -> None:
     for library, target in targets.values():
         mount_one(library.path, target)
         os.close(target)
+
+
+def _beside(path: str, directory: str) -> str:
+    return os.path.join(os.path.dirname(path), os.path.basename(directory))
 
 
 def _is_newer(library: Library, found: Sequence[Found]) -> bool:

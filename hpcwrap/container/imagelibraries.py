@@ -9,12 +9,14 @@ import errno
 import fnmatch
 import os
 import re
+import resource
 import stat
 from contextlib import suppress
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from typing import Dict, FrozenSet, List, NamedTuple, NoReturn, Optional, Sequence
 
 from hpcwrap.container import elf, rootfs
 from hpcwrap.container.elf import Kind, NotElfError, Version
+from hpcwrap.job import User
 
 LIBC = "libc.so.6"
 LIBC_SIZE = 16 << 20
@@ -22,6 +24,8 @@ MUSL = "ld-musl-*"
 
 MULTIARCH = {3: "i386", 62: "x86_64", 183: "aarch64", 21: "powerpc64le", 243: "riscv64"}
 """Debian's names of machines, by their numbers in elf.h."""
+
+READER_LIMITS = {resource.RLIMIT_CPU: 20, resource.RLIMIT_AS: 2 << 30}
 
 MORE = ("/usr/local/lib", "/usr/local/lib64")
 
@@ -92,6 +96,18 @@ class ImageLibraries:
         """True when the image's programs use musl, whose libraries glibc's cannot join."""
         return bool(expand(self.root, f"/lib/{MUSL}"))
 
+    def exports(self, path: str, user: User) -> FrozenSet[str]:
+        """Names of the functions that a library offers; none where it is broken.
+
+        Whoever made the image has a say in what the reader does, so it reads with the user's
+        rights, and neither for long nor in much memory.
+        """
+        file = rootfs.open_own(self.root, path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return frozenset(_read_as(user, file).split())
+        finally:
+            os.close(file)
+
     def _look(self, path: str) -> Optional[Found]:
         try:
             fd = rootfs.open_own(self.root, path, os.O_PATH)
@@ -109,6 +125,33 @@ class ImageLibraries:
         with open(f"/proc/self/fd/{fd}", "rb") as file, suppress(NotElfError):
             return elf.read_kind(file.read(elf.HEADER_SIZE)) == self.kind
         return False
+
+
+def _read_as(user: User, file: int) -> str:
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _print_exports(user, file, theirs)
+    os.close(theirs)
+    with open(ours, encoding="utf-8", errors="replace") as answer:
+        text = answer.read()
+    os.waitpid(child, 0)
+    return text
+
+
+def _print_exports(user: User, file: int, answer: int) -> NoReturn:
+    """Write the names to `answer`, and end; a process's edge."""
+    with suppress(Exception):
+        for limit, value in READER_LIMITS.items():
+            resource.setrlimit(limit, (value, value))
+        from elftools.elf import dynamic  # noqa: F401  (where the user may not read it)
+
+        os.setgroups(list(user.groups))
+        os.setresgid(user.gid, user.gid, user.gid)
+        os.setresuid(user.uid, user.uid, user.uid)
+        with open(file, "rb", closefd=False) as library, open(answer, "w", encoding="utf-8") as out:
+            out.write(" ".join(elf.read_exports(library)))
+    os._exit(0)
 
 
 def configured(root: int, path: str = "/etc/ld.so.conf", depth: int = 4) -> List[str]:

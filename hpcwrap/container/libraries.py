@@ -15,6 +15,7 @@ from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tu
 from hpcwrap import paths
 from hpcwrap.container import elf
 from hpcwrap.container.elf import Elf, Kind, NotElfError, Version
+from hpcwrap.container.modules import Companion, companions, module_files
 from hpcwrap.errors import SiteError
 from hpcwrap.record import publish
 
@@ -38,59 +39,96 @@ class Library(NamedTuple):
 class Closure(NamedTuple):
     """Libraries of one kind with all that they need.
 
-    `newest` is that one of them, or of their modules, which needs the newest glibc.
+    `newest` is that one of them, or of their modules, which needs the newest glibc.  `companions`
+    are the directories that they need beside.
     """
 
     kind: Kind
     libraries: Tuple[Library, ...]
     newest: Library
+    companions: Tuple[Companion, ...] = ()
 
 
 def kept_closure(
-    files: Sequence[str], optional: Sequence[str] = (), kept: str = paths.LIBRARIES
+    files: Sequence[str],
+    optional: Sequence[str] = (),
+    *,
+    modules: bool = False,
+    kept: str = paths.LIBRARIES,
 ) -> Closure:
     """As `closure`, from what an earlier call on this node found, while that is still so."""
-    asked = [list(files), list(optional)]
+    asked = [list(files), list(optional), modules]
     path = os.path.join(kept, f"{_short_name(files)}.json")
     found = _read_kept(path, asked)
     if found is None:
-        found = closure(files, optional)
+        found = closure(files, optional, modules=modules)
         _keep(path, asked, found)
     return found
 
 
-def closure(files: Sequence[str], optional: Sequence[str] = ()) -> Closure:
+def closure(
+    files: Sequence[str], optional: Sequence[str] = (), *, modules: bool = False
+) -> Closure:
     """Libraries of the host with all that they need but the C library.
 
     `files` are full paths.  `optional` are modules, loaded by their path if at all, which do not
     count where something that they need is missing: what they need is among the libraries, they
-    themselves are not.  Raises SiteError for what is not there.
+    themselves are not.  With `modules` those that the libraries load are looked for and count so.
+    Raises SiteError for what is not there.
     """
-    search = Search()
+    search = Search([os.path.dirname(file) for file in files])
     found: Dict[str, Library] = {}
-    modules: List[Library] = []
     for file in files:
         read = _read(file)
         found.setdefault(read.soname, _library(read.soname or os.path.basename(file), file, read))
         found.update(search.needs(file, read, found))
-    for file in optional:
+    loaded = _add_modules(search, found, optional)
+    beside: Dict[Companion, None] = {}
+    while modules:
+        new = [each for each in _companions(found) if each not in beside]
+        if not new:
+            break
+        beside.update(dict.fromkeys(new))
+        loaded += _add_modules(search, found, module_files(new))
+    newest = max([*found.values(), *loaded], key=lambda library: library.glibc)
+    return Closure(_read(files[0]).kind, tuple(found.values()), newest, tuple(beside))
+
+
+def _add_modules(search: Search, found: Dict[str, Library], files: Iterable[str]) -> List[Library]:
+    """Add to `found` what modules need; the modules of which all is there."""
+    usable = []
+    for file in files:
         with contextlib.suppress(SiteError):
             module = _read(file)
             found.update(search.needs(file, module, found))
-            modules.append(_library(os.path.basename(file), file, module))
-    newest = max([*found.values(), *modules], key=lambda library: library.glibc)
-    return Closure(_read(files[0]).kind, tuple(found.values()), newest)
+            usable.append(_library(os.path.basename(file), file, module))
+    return usable
 
 
-def find(name: str) -> Optional[str]:
-    """Full path of a library of the host by its name, as programs find it; None where it is not."""
-    return next(iter(Search().by_name(name)), None)
+def _companions(found: Dict[str, Library]) -> List[Companion]:
+    return [each for library in found.values() for each in companions(library.name, library.path)]
+
+
+def kept_find(names: Sequence[str], kept: str = paths.LIBRARIES) -> Dict[str, str]:
+    """Libraries of the host by their names, as its programs find them: name → full path."""
+    path = os.path.join(kept, f"{_short_name(names)}.found.json")
+    document = _read_document(path, list(names))
+    if document is None:
+        search = Search()
+        found = {name: paths[0] for name in names for paths in [search.by_name(name)] if paths}
+        document = {"found": found}
+        _write_document(path, list(names), [LD_CACHE], document)
+    return dict(document["found"])
 
 
 class Search:
-    """The dynamic linker's ways to a library: its user's own directories, then the cache."""
+    """The dynamic linker's ways to a library: its user's own directories, then the cache.
 
-    def __init__(self) -> None:
+    `first` are directories that come before the cache, as LD_LIBRARY_PATH would have it.
+    """
+
+    def __init__(self, first: Sequence[str] = ()) -> None:
+        self._first = tuple(dict.fromkeys(first))
         self._cache: Optional[Dict[str, List[str]]] = None
 
     def by_name(self, name: str) -> List[str]:
@@ -116,7 +154,8 @@ class Search:
     def _find(self, name: str, file: str, user: Elf) -> Tuple[str, Elf]:
         origin = os.path.dirname(os.path.realpath(file))
         own = [re.sub(r"\$\{?ORIGIN\}?", origin, directory) for directory in user.search]
-        for path in [*(os.path.join(directory, name) for directory in own), *self.by_name(name)]:
+        near = [os.path.join(directory, name) for directory in (*own, *self._first)]
+        for path in [*near, *self.by_name(name)]:
             with contextlib.suppress(OSError, NotElfError):
                 read = elf.read(path)
                 if read.kind == user.kind:
@@ -158,15 +197,23 @@ def _short_name(files: Iterable[str]) -> str:
     return "+".join(os.path.basename(file) for file in files)[:200]
 
 
-def _read_kept(path: str, asked: List[List[str]]) -> Optional[Closure]:
+def _read_kept(path: str, asked: List[Any]) -> Optional[Closure]:
+    document = _read_document(path, asked)
+    try:
+        return _restore(document) if document else None
+    except (ValueError, LookupError, TypeError):
+        return None
+
+
+def _read_document(path: str, asked: List[Any]) -> Optional[Dict[str, Any]]:
     try:
         with open(path, encoding="utf-8") as file:
-            document = json.load(file)
+            document: Dict[str, Any] = json.load(file)
         fresh = document["asked"] == asked and all(
             _stamp(name) == then for name, then in document["stamps"].items()
         )
-        return _restore(document) if fresh else None
-    except (OSError, ValueError, LookupError, TypeError):
+        return document if fresh else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
 
 
@@ -175,17 +222,26 @@ def _restore(document: Dict[str, Any]) -> Closure:
         Library(name, path, tuple(glibc))
         for name, path, glibc in (*document["libraries"], document["newest"])
     ]
-    return Closure(Kind(*document["kind"]), tuple(libraries), newest)
+    beside = tuple(Companion(*each) for each in document["companions"])
+    return Closure(Kind(*document["kind"]), tuple(libraries), newest, beside)
 
 
-def _keep(path: str, asked: List[List[str]], found: Closure) -> None:
+def _keep(path: str, asked: List[Any], found: Closure) -> None:
+    watched = {LD_CACHE, *asked[0], *asked[1]}
+    watched.update(library.path for library in found.libraries)
+    watched.update(directory.path for directory in found.companions)
+    _write_document(path, asked, watched, found._asdict())
+
+
+def _write_document(
+    path: str, asked: List[Any], watched: Iterable[str], document: Dict[str, Any]
+) -> None:
     """Keep what was found; a short cut only, so who may not write there goes without."""
-    watched = {LD_CACHE, *asked[0], *asked[1], *(library.path for library in found.libraries)}
-    stamps = {name: _stamp(name) for name in sorted(watched)}
-    document = {"asked": asked, "stamps": stamps, **found._asdict()}
+    stamps = {name: _stamp(name) for name in watched}
+    text = json.dumps({"asked": asked, "stamps": stamps, **document})
     with contextlib.suppress(OSError):
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        publish(path, json.dumps(document).encode(), 0o600)
+        publish(path, text.encode(), 0o600)
 
 
 def _stamp(path: str) -> Optional[List[int]]:

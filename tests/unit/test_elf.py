@@ -48,8 +48,8 @@ def test_the_old_kind_of_search_path_counts_without_the_new_one(tmp_path: Path) 
 def test_what_a_library_offers(library: Path) -> None:
     with open(library, "rb") as file:
         exports = elf.read_exports(file)
-    assert {"offered", "called"} <= exports
-    assert exports.isdisjoint({"hidden", "printf"})
+    assert "called" in exports
+    assert exports.isdisjoint({"hidden", "printf", "offered"})
 
 
 @pytest.mark.parametrize("cut", [0, 3, 19, 64, 400, 2000])
