@@ -15,7 +15,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tu
 
 from hpcwrap import __version__, paths, snapshot
 from hpcwrap.environment import Mount
-from hpcwrap.errors import SiteError, UserError
+from hpcwrap.errors import SiteError
 from hpcwrap.record import publish
 
 GPU_CLASS = "gpu"
@@ -208,22 +208,6 @@ def check_usable(catalogue: Catalogue) -> None:
             f"cannot tell which devices this node has: {catalogue.broken[0]}",
             "`hpcwrap cdi check` on the node shows all mistakes",
         )
-
-
-def parse_devices(text: str) -> Tuple[str, ...]:
-    """Read ``vendor/class=name,…``.  Raises UserError."""
-    import re
-
-    from hpcwrap.environment import DEVICE_PATTERN
-
-    names = tuple(text.split(","))
-    for name in names:
-        if not re.fullmatch(DEVICE_PATTERN, name):
-            raise UserError(
-                f"{name!r} is no name of a device",
-                "write vendor/class=name; see `hpcwrap cdi list`",
-            )
-    return names
 
 
 def _watched(directories: Sequence[str]) -> List[str]:

@@ -31,7 +31,10 @@ from hpcwrap.environment import Machine, Mount, Variable
 from hpcwrap.errors import SiteError
 from hpcwrap.gpus import NO_GPUS, Gpus
 
-GENERATE = "root runs `hpcwrap cdi generate nvidia` on the node; other vendors' tools write theirs"
+GENERATE = (
+    "for NVIDIA's, root runs `hpcwrap cdi generate nvidia --output /etc/cdi/nvidia.yaml` on the "
+    "node; other vendors' tools write theirs"
+)
 
 CURE = "use an image with a newer system, or an environment with gpus: none"
 
@@ -125,19 +128,19 @@ def match(name: str, known: Sequence[str]) -> Optional[str]:
 
 
 def no_match(given: Gpus, kinds: Sequence[str], *, ambiguous: bool) -> SiteError:
-    """What is told when the scheduler's GPUs are not exactly one kind's devices."""
-    what = f"the scheduler gave this job the GPU {', '.join(given.names)}"
+    """What is told when a job's GPUs are not exactly one kind's devices."""
+    what = f"cannot bring the job's GPU {', '.join(given.names)} into its container"
     if ambiguous:
         return SiteError(
-            f"{what}, which may be one of {', '.join(kinds)} on this node",
+            f"{what}: it may be one of {', '.join(kinds)}",
             "have the scheduler set one vendor's variable: Flags= in Slurm's gres.conf",
         )
     if kinds:
         return SiteError(
-            f"{what}, and no CDI spec of this node has it for {', '.join(kinds)}",
+            f"{what}: no CDI spec of this node has it for {', '.join(kinds)}",
             f"see `hpcwrap cdi list`; {GENERATE}",
         )
-    return SiteError(f"{what}, and this node has no CDI spec of a GPU", GENERATE)
+    return SiteError(f"{what}: this node has no CDI spec of a GPU", GENERATE)
 
 
 def hidden_nodes(edits: Edits, catalogue: Catalogue) -> Tuple[str, ...]:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any, Callable, Dict, Optional
 
 from hpcwrap import enter, epilog, human, log, paths, prolog
+from hpcwrap.environment import DEVICE_PATTERN, Machine
 from hpcwrap.errors import HpcwrapError, UserError
 from hpcwrap.job import Limits, User, find_user
 from hpcwrap.request import make_request
@@ -24,6 +25,8 @@ examples:
   hpcwrap run --user alice --env OMP_NUM_THREADS=4 debian-12 -- ./a.out
   hpcwrap run --user alice --memory 2g --swap 0 --cpus 2 debian-12 -- ./a.out
                                                     all of it together in 2 GiB and 2 CPUs' time
+  hpcwrap run --user alice --gpus 0 cuda -- nvidia-smi -L
+                                                    with the first GPU, and no other
 
 With limits, the command and all that it starts are in a cgroup of their own; what is left of them
 when the command ends is killed.
@@ -32,6 +35,7 @@ SIZES = "bytes, or with k, m, g or t"
 USAGE = """\
 hpcwrap run [--user USER] [--env NAME[=VALUE]]... [--memory SIZE [--swap SIZE]]
                    [--cpus NUMBER] [--cpuset LIST] [--pids NUMBER] [--hugetlb SIZE]
+                   [--gpus all|none|LIST] [--device VENDOR/CLASS=NAME]...
                    ENVIRONMENT [-- COMMAND...]"""
 
 
@@ -48,6 +52,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="a variable for the command; without a value, ours is passed on",
     )
     configure_limits(parser)
+    configure_devices(parser)
     parser.add_argument("environment", metavar="ENVIRONMENT", help=ENVIRONMENT)
     parser.add_argument("command", nargs=argparse.REMAINDER, help="default: a shell")
 
@@ -77,6 +82,39 @@ def configure_limits(parser: argparse.ArgumentParser) -> None:
         help="processes and threads at the same time",
     )
     parser.add_argument("--hugetlb", help="huge pages, of each of their sizes", **size)
+
+
+def configure_devices(parser: argparse.ArgumentParser) -> None:
+    """Add the devices, beside those of the environment."""
+    parser.add_argument(
+        "--gpus",
+        metavar="all|none|LIST",
+        type=option(parse_gpus),
+        help="GPUs by number or UUID, such as 0,1 (default: as the environment says, and where "
+        "that leaves it to the scheduler, none)",
+    )
+    parser.add_argument(
+        "--device",
+        action="append",
+        default=[],
+        metavar="VENDOR/CLASS=NAME",
+        type=option(parse_device),
+        help="a device of a CDI spec; see `hpcwrap cdi list`",
+    )
+
+
+def parse_gpus(text: str) -> str:
+    """One of the words, or a list."""
+    if not re.fullmatch(r"[A-Za-z0-9:._-]+(,[A-Za-z0-9:._-]+)*", text, re.ASCII):
+        raise ValueError(f"{text!r} is no list of GPUs such as 0,1")
+    return text
+
+
+def parse_device(text: str) -> str:
+    """The full name of a device."""
+    if not re.fullmatch(DEVICE_PATTERN, text, re.ASCII):
+        raise ValueError(f"{text!r} is no device such as vendor.example/gpu=0")
+    return text
 
 
 def option(parse: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -121,7 +159,8 @@ def read_limits(arguments: argparse.Namespace) -> Limits:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prolog, enter and epilog in a row; the command's exit code is ours."""
-    job = local.make_job(find_caller(arguments.user), read_limits(arguments))
+    asked = Machine(gpus=arguments.gpus, devices=tuple(arguments.device))
+    job = local.make_job(find_caller(arguments.user), read_limits(arguments))._replace(asked=asked)
     request = make_request(arguments.environment, "hpcwrap run")
     config_file = arguments.config or paths.CONFIG_FILE
     sweep()

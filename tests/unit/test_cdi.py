@@ -284,9 +284,3 @@ def test_what_was_read_is_kept_until_a_file_changes(
     assert len(load(settled, "etc").specs) == 2
     (settled / "kept.json").write_text("{nonsense")
     assert len(load(settled, "etc").specs) == 2
-
-
-def test_devices_of_a_command_line() -> None:
-    assert cdi.parse_devices("a.b/c=0,d/e=all") == ("a.b/c=0", "d/e=all")
-    with pytest.raises(Exception, match="'nvidia0' is no name of a device"):
-        cdi.parse_devices("nvidia0")

@@ -88,8 +88,8 @@ def test_numbers_of_other_namings(node: Node) -> None:
 @pytest.mark.parametrize(
     ("names", "complaint"),
     [
-        (["7"], r"the GPU 7, and no CDI spec of this node has it for nvidia\.com/gpu"),
-        (["0", "7"], "the GPU 0, 7, and no CDI spec"),
+        (["7"], r"the job's GPU 7 into .*: no CDI spec of this node has it for nvidia\.com/gpu"),
+        (["0", "7"], "GPU 0, 7 into its container: no CDI spec"),
         (["GPU-89"], "no CDI spec of this node has it"),
         (["1", "GPU-0"], "no CDI spec of this node has it"),
     ],
@@ -105,7 +105,7 @@ def test_a_node_without_specs_says_how_to_make_one(node: Node) -> None:
         with pytest.raises(SiteError) as raised:
             node.add(Gpus(("0",), CUDA))
         assert "this node has no CDI spec of a GPU" in raised.value.message
-        assert "`hpcwrap cdi generate nvidia`" in raised.value.hint
+        assert "`hpcwrap cdi generate nvidia --output /etc/cdi/nvidia.yaml`" in raised.value.hint
         node.kind("vendor.example/nic", "0")
 
 
