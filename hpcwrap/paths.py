@@ -96,6 +96,16 @@ def host_program() -> str:
     return _built("libexec/hpcwrap/hpcwrap-host", "hpcwrap-host")
 
 
+def launch_program() -> str:
+    """The compiled program that starts commands on a job's other nodes, native/hpcwrap-launch."""
+    return _built("libexec/hpcwrap/hpcwrap-launch", "hpcwrap-launch")
+
+
+def inside_programs() -> Tuple[str, ...]:
+    """Our programs for the inside of a container that has other nodes beside it."""
+    return (launch_program(), data("enter", "hpcwrap-sshd"))
+
+
 def spank_plugin() -> str:
     """The compiled SPANK plugin."""
     return _built("lib/hpcwrap/spank_hpcwrap.so", "spank_hpcwrap.so")

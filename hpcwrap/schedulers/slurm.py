@@ -36,10 +36,12 @@ COMMANDS = (
 )
 """Slurm's commands that jobs call."""
 
-LAUNCH = ("--overlap", "--mem=0", "--cpu-bind=none", "--nodes=1", "--ntasks=1", "--mpi=none")
-LAUNCH += ("--export=ALL", "--quiet", "--nodelist=%h", "/bin/sh", "-c", "%c")
-"""srun without taking anything from other steps, and with all that the job has on the node: what it
-starts is a daemon of mpirun that starts ranks in turn, and those are not to be pinned to one CPU."""
+LAUNCH = (
+    *("--overlap", "--mem=0", "--cpu-bind=none", "--nodes=1", "--ntasks=1", "--mpi=none"),
+    *("--export=ALL", "--quiet", "--nodelist=%h", "/bin/sh", "-c", "%c"),
+)
+"""srun without taking anything from other steps, and with all that the job has on the node: it
+starts a daemon of mpirun that starts ranks in turn, and those are not to be pinned to one CPU."""
 
 MISLEADING = ("SLURM_CPUS_PER_TASK", "SRUN_CPUS_PER_TASK", "SLURM_EXACT", "SLURM_HOSTFILE")
 """Input variables of srun that no option of the command line takes back."""

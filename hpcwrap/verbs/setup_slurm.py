@@ -19,6 +19,7 @@ from hpcwrap.schedulers.slurm_files import MISSING, NOTE, WELL, WRONG, Finding, 
 NATIVE = {
     "hpcwrap-enter": paths.enter_program,
     "hpcwrap-host": paths.host_program,
+    "hpcwrap-launch": paths.launch_program,
     "spank_hpcwrap.so": paths.spank_plugin,
 }
 DIGEST_LINE = re.compile(r"^ *digests? = .*\n", re.MULTILINE)
@@ -252,7 +253,7 @@ def check(site: Site) -> List[Finding]:
 
 def check_programs() -> List[Finding]:
     """Look at the compiled parts."""
-    programs = [paths.enter_program(), paths.host_program()]
+    programs = [paths.enter_program(), paths.host_program(), paths.launch_program()]
     return [*(check_program(path) for path in programs), check_plugin()]
 
 

@@ -14,13 +14,14 @@ from clusterlib.processes import node_pid
 
 from imagelib import cache
 from imagelib.commands import run
+from imagelib.mpirun import MPIRUN_12
 from imagelib.recipes import BUSYBOX_1, DEBIAN_12, RECIPES, Recipe
 from imagelib.synthetic import SYNTHETIC
 
 EPILOG = """\
 The images: debian-12 (Debian 12 with Open MPI, three layers) and busybox-1 (two tiny layers), both
-made from Debian packages of the mirror that this machine's apt uses, and synthetic (3 GiB in 20
-layers, made of nothing, for the benchmarks).  For example:
+made from Debian packages of the mirror that this machine's apt uses; mpirun-12 (Open MPI, MPICH,
+OpenSSH, numpy); and synthetic (3 GiB in 20 layers, made of nothing, for the benchmarks).  Say:
 
   tools/image build                        debian-12, unless it is in the cache
   tools/image push debian-12               to registry:5000/debian-12:latest in the cluster
@@ -28,7 +29,7 @@ layers, made of nothing, for the benchmarks).  For example:
   skopeo inspect oci:$(tools/image path debian-12)
 """
 
-IMAGES = {**RECIPES, SYNTHETIC.name: SYNTHETIC}
+IMAGES = {**RECIPES, **{recipe.name: recipe for recipe in (MPIRUN_12, SYNTHETIC)}}
 
 
 def main(argv: Sequence[str]) -> int:
