@@ -26,6 +26,7 @@ VERBS = (
     Verb("rm", "remove an image from the store"),
     Verb("env", "list environments, or show one as it is after inheritance"),
     Verb("plan", "show what the prolog would do for an environment, without doing it"),
+    Verb("cdi", "list and check the devices of this node, or write a spec for NVIDIA's GPUs"),
     Verb("config", "show every setting, its value and where it came from"),
     Verb("setup", "connect hpcwrap to a scheduler, or check that it is"),
     Verb("timing", "show where the time of a finished job's containers went"),
