@@ -24,6 +24,9 @@ from hpcwrap.paths import JobPaths
 from hpcwrap.record import publish
 
 HUGE_PAGES = "/sys/kernel/mm/hugepages"
+KILL = "cgroup.kill"
+"""Kills all at once; of version 2 only, and since Linux 5.14."""
+
 PATIENCE = 10.0
 """Seconds in which killed processes must be gone."""
 
@@ -147,7 +150,7 @@ def _set(path: str, value: str) -> None:
         raise SiteError(f"cannot limit the job: this kernel has no {path}", hint) from None
     except OSError as error:
         if path.endswith("/cpuset.cpus"):
-            raise _no_such_cpus(value, read(f"{os.path.dirname(path)}/../cpuset.cpus")) from error
+            raise _no_such_cpus(value, _cpus_of(f"{os.path.dirname(path)}/..")) from error
         raise SiteError(f"cannot write {value!r} to {path}: {error.strerror}") from error
 
 
@@ -156,13 +159,17 @@ def _no_such_cpus(wanted: str, there: str) -> UserError:
     return UserError(f"cannot give the job the CPUs {wanted}: {known}", "name others")
 
 
+def _cpus_of(path: str) -> str:
+    """The CPUs that a cgroup has, as its version tells it; empty without the controller."""
+    return read(f"{path}/cpuset.cpus.effective") or read(f"{path}/cpuset.effective_cpus")
+
+
 def _check_cpuset(limits: Limits, planned: Sequence[Cgroup]) -> None:
     """Version 2 takes CPUs that it cannot give, and then gives all those of the parent."""
     if limits.cpuset is None:
         return
     for cgroup in planned:
-        given = read(f"{cgroup.path}/cpuset.cpus.effective")
-        given = given or read(f"{cgroup.path}/cpuset.effective_cpus")
+        given = _cpus_of(cgroup.path)
         if given and parse_cpus(given) != parse_cpus(limits.cpuset):
             raise _no_such_cpus(limits.cpuset, given)
 
@@ -209,7 +216,7 @@ def _kill(path: str, version: int) -> None:
     """Kill all processes of a cgroup and those below it; what is gone already is fine."""
     with suppress(FileNotFoundError):
         if version == 2:
-            write(f"{path}/cgroup.kill", "1")
+            write(f"{path}/{KILL}", "1")
             return
     freezer, freeze, thaw = FREEZERS[version]
     with suppress(FileNotFoundError):
