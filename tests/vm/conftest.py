@@ -1,9 +1,19 @@
 """One virtual machine for all tests that need one."""
 
-from typing import Iterator
+from typing import Iterator, List
 
 import pytest
 from vm import Vm, make
+
+# The first test of a run waits until the machine is made and up, perhaps beside a build.
+FIRST_SECONDS = 900
+
+
+def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:
+    """Give tests in the machine their time."""
+    for item in items:
+        if item.get_closest_marker("vm"):
+            item.add_marker(pytest.mark.timeout(FIRST_SECONDS))
 
 
 @pytest.fixture(scope="session", name="vm")

@@ -1,6 +1,6 @@
 """Runs in the virtual machine: hpcwrap's command, its settings, and images made of programs.
 
-site_in_vm.py set-up | site_in_vm.py image NAME [PROGRAM...]
+site_in_vm.py set-up | site_in_vm.py image NAME WITHOUT [PROGRAM...]
 """
 
 import os
@@ -35,13 +35,16 @@ def set_up() -> None:
     subprocess.run(["modprobe", "loop"], check=True)
 
 
-def add_image(name: str, programs: Sequence[str]) -> None:
+def add_image(name: str, without: Sequence[str], programs: Sequence[str]) -> None:
     """Publish an image; the reference is its name."""
     store = Store(STORE)
     ensure_store(store)
     made = os.path.join(store.tmp_directory, "made")
     tree = Path("/tmp/image") / name
     make_tree(tree, programs)
+    for library in without:
+        for path in tree.rglob(f"{library}*"):
+            path.unlink()
     squash = ["mksquashfs", str(tree), made, "-quiet", "-no-progress", "-all-root", "-comp", "lz4"]
     subprocess.run(squash, check=True)
     shutil.rmtree(tree)
@@ -93,4 +96,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "set-up":
         set_up()
     else:
-        add_image(sys.argv[2], sys.argv[3:])
+        add_image(sys.argv[2], sys.argv[3].split(), sys.argv[4:])

@@ -7,9 +7,10 @@ from vm import Vm
 
 pytestmark = pytest.mark.vm
 
-PROGRAMS = ("ibv_devices", "ibv_devinfo", "ibv_rc_pingpong", "rping", "ib_write_bw")
+PROGRAMS = ("ibv_devices", "ibv_devinfo", "ibv_rc_pingpong", "rping")
 THREADS = "/usr/lib/x86_64-linux-gnu/libgcc_s.so.1"  # which the C library loads to end threads
 VERBS = "/usr/lib/x86_64-linux-gnu/libibverbs"
+FABRIC = ("libfabric.so", "libibverbs.so", "librdmacm.so", "libnl-", "libpsm", "libnuma.so")
 
 DEVICES = """
 modprobe rdma_rxe && modprobe rdma_ucm
@@ -34,6 +35,8 @@ def fabric(vm: Vm) -> Iterator[None]:
     vm.add_environment("without", image="drivers", fabric="none")
     vm.add_environment("bare-image", image="bare", fabric="image")
     vm.add_environment("bare-host", image="bare", fabric="host")
+    vm.add_image("no-libraries", "/usr/bin/fi_pingpong", THREADS, without=FABRIC)
+    vm.add_environment("libfabric", image="no-libraries", fabric="host")
     yield
     vm.need("rdma link delete rxe0; rdma link delete rxe1; ip link delete fab0")
 
@@ -66,6 +69,15 @@ def test_two_containers_talk_by_the_connection_manager(vm: Vm, environment: str)
     wait = "until rdma resource show cm_id | grep -q LISTEN; do sleep 0.1; done"
     said = vm.need(f"{serve} & {wait}; {ask} && wait $!", timeout=90)
     assert said.count("ping data") == 3
+
+
+def test_two_containers_talk_by_the_hosts_libfabric(vm: Vm) -> None:
+    """The image has a program of libfabric, and none of the libraries for it."""
+    program = "fi_pingpong -p verbs -d rxe0 -e msg -I 10 -S 4096"
+    serve, ask = inside("libfabric", program), inside("libfabric", f"{program} 10.9.0.1")
+    wait = "until ss -ltn | grep -q :47592; do sleep 0.1; done"
+    said = vm.need(f"{serve} & {wait}; {ask} && wait $!", timeout=90)
+    assert said.count("4k") == 2
 
 
 def test_without_a_fabric_there_is_no_device(vm: Vm) -> None:

@@ -19,7 +19,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Sequence
 
 REPOSITORY = Path(__file__).parents[2]
 sys.path.insert(0, str(REPOSITORY / "tools"))
@@ -57,12 +57,13 @@ class Vm:
         assert done.code == 0, f"{script}\nexit code {done.code}\n{done.stdout}{done.stderr}"
         return done.stdout
 
-    def add_image(self, name: str, *programs: str) -> None:
+    def add_image(self, name: str, *programs: str, without: Sequence[str] = ()) -> None:
         """Put an image into the store: busybox's commands, and programs with their libraries.
 
-        A directory among `programs` is copied whole.
+        A directory among `programs` is copied whole.  `without` are names of libraries that the
+        image is to lack.
         """
-        self.need(f"{SITE} image {name} {' '.join(programs)}")
+        self.need(f"{SITE} image {name} '{' '.join(without)}' {' '.join(programs)}")
 
     def add_environment(self, name: str, **keys: Any) -> None:
         """Write an environment's file; values are those of its keys."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import socket
 import subprocess
 import tempfile
@@ -46,19 +47,17 @@ class Machine:
 
     def start(self) -> None:
         """Start qemu and wait until scripts can be run.  Raises ToolError."""
-        try:
-            self._qemu = subprocess.Popen(
-                self._command(),
-                env=environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=self._console,
-                stderr=subprocess.STDOUT,
-                pass_fds=[self._theirs.fileno()],
-            )
-        except FileNotFoundError:
-            raise ToolError(f"cannot find {QEMU}: run tools/packages first") from None
-        finally:
-            self._theirs.close()
+        if shutil.which(QEMU) is None:
+            raise ToolError(f"cannot find {QEMU}: run tools/packages first")
+        self._qemu = subprocess.Popen(
+            self._command(),
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=self._console,
+            stderr=subprocess.STDOUT,
+            pass_fds=[self._theirs.fileno()],
+        )
+        self._theirs.close()
         self._receive(BOOT_SECONDS, "cannot boot the virtual machine")
 
     def run(self, script: str, timeout: float = 60.0) -> Result:
@@ -89,6 +88,8 @@ class Machine:
     def _command(self) -> list[str]:
         # No KVM: where tests run in a virtual machine themselves there is none that boots.
         return [
+            # When we are killed, so is it (prctl(2), PR_SET_PDEATHSIG).
+            *("setpriv", "--pdeathsig", "KILL"),
             *(QEMU, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
             *("-machine", "q35", "-cpu", "max", "-accel", "tcg,thread=multi"),
             *("-smp", str(PROCESSORS), "-m", MEMORY, "-serial", "stdio"),
