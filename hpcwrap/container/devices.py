@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Dict, List, Optional, Sequence, Set, Tuple
 
 from hpcwrap import gpus as naming
 from hpcwrap.config import Settings
 from hpcwrap.container import cdi, hooks
 from hpcwrap.container.addition import Addition
 from hpcwrap.container.cdi import ALL, Catalogue, Edits, Found
-from hpcwrap.container.elf import Kind, file_version
-from hpcwrap.container.hostlibraries import HostLibraries
 from hpcwrap.container.injection import (
     COMPATIBILITY,
     CudaCompatibility,
@@ -24,7 +22,6 @@ from hpcwrap.container.injection import (
     Hidden,
     Links,
 )
-from hpcwrap.container.libraries import Closure, Library
 from hpcwrap.container.mounts import MountOperation
 from hpcwrap.container.operations import ATTRIBUTES, Bind, Operation, Tmpfs
 from hpcwrap.environment import Machine, Mount, Variable
@@ -51,16 +48,6 @@ COMPATIBLE = (
 """What an image may have newer than the driver: NVIDIA's forward compatibility package."""
 
 
-class Choice(NamedTuple):
-    """What a container gets: the devices, and of the GPUs' nodes those that it must not open.
-
-    `hidden` are paths of the host.
-    """
-
-    devices: Tuple[Found, ...]
-    hidden: Tuple[str, ...]
-
-
 def addition(wanted: Machine, given: Optional[Gpus], settings: Settings) -> Addition:
     """Plan the devices of a container; `given` are the GPUs that the scheduler gave the job.
 
@@ -71,11 +58,11 @@ def addition(wanted: Machine, given: Optional[Gpus], settings: Settings) -> Addi
     gpus = chosen_gpus(wanted.gpus or "scheduler", given or NO_GPUS, catalogue)
     devices = (*gpus, *(catalogue.find(name) for name in wanted.devices or ()))
     edits = cdi.chosen_edits(devices)
-    choice = Choice(devices, hidden_nodes(edits, catalogue))
+    hidden = hidden_nodes(edits, catalogue)
     return Addition(
         mounts=tuple(map(mount_of, edits.mounts)),
-        operations=tuple(operations_of(edits, choice)),
-        variables=(*variables_of(edits), *new_numbers(given or NO_GPUS, gpus, choice, catalogue)),
+        operations=tuple(operations_of(edits, hidden)),
+        variables=(*variables_of(edits), *new_numbers(given or NO_GPUS, gpus, hidden, catalogue)),
     )
 
 
@@ -144,7 +131,7 @@ def no_match(given: Gpus, kinds: Sequence[str], *, ambiguous: bool) -> SiteError
 
 
 def hidden_nodes(edits: Edits, catalogue: Catalogue) -> Tuple[str, ...]:
-    """Device nodes of GPUs, as the host has them, that are not among what a container gets."""
+    """Paths on the host of GPUs' device nodes that are not among what a container gets."""
     given = {node.host_path for node in edits.nodes}
     kinds = set(catalogue.gpu_kinds())
     nodes: Dict[str, None] = {}
@@ -155,7 +142,7 @@ def hidden_nodes(edits: Edits, catalogue: Catalogue) -> Tuple[str, ...]:
     return tuple(sorted(set(nodes) - given))
 
 
-def operations_of(edits: Edits, choice: Choice) -> List[Operation]:
+def operations_of(edits: Edits, hidden: Sequence[str]) -> List[Operation]:
     """What is done when all mounts are there, in this order."""
     operations: List[Operation] = []
     if edits.nodes:
@@ -164,10 +151,10 @@ def operations_of(edits: Edits, choice: Choice) -> List[Operation]:
     if links:
         operations.append(Links(links))
     operations += library_operations(edits)
-    if choice.hidden:
+    if hidden:
         renamed = {node.path for node in edits.nodes}
-        inside = tuple(path for path in choice.hidden if path not in renamed)
-        operations.append(Hidden(inside, choice.hidden))
+        inside = tuple(path for path in hidden if path not in renamed)
+        operations.append(Hidden(inside, tuple(hidden)))
     return operations
 
 
@@ -176,6 +163,11 @@ def library_operations(edits: Edits) -> List[Operation]:
     wide = [library for library in edits.libraries if library.kind[0] == WIDE]
     if not wide:
         return []
+    # Jobs without a device, on a node that has some, go without these imports.
+    from hpcwrap.container.elf import Kind, file_version
+    from hpcwrap.container.hostlibraries import HostLibraries
+    from hpcwrap.container.libraries import Closure, Library
+
     kind = Kind(*wide[0].kind)
     there = [Library(name_of(each), each.file, each.glibc) for each in wide if each.kind == kind]
     newest = max(there, key=lambda library: library.glibc)
@@ -222,13 +214,13 @@ def variables_of(edits: Edits) -> List[Variable]:
 
 
 def new_numbers(
-    given: Gpus, gpus: Sequence[Found], choice: Choice, catalogue: Catalogue
+    given: Gpus, gpus: Sequence[Found], hidden: Sequence[str], catalogue: Catalogue
 ) -> List[Variable]:
     """Changes of the variables that hold numbers of GPUs, where hiding some changes the numbers."""
-    if not (given.renumber and gpus and choice.hidden):
+    if not (given.renumber and gpus and hidden):
         return []
     kind = gpus[0].spec.kind
-    table = naming.new_numbers(visible_numbers(kind, set(choice.hidden), catalogue))
+    table = naming.new_numbers(visible_numbers(kind, set(hidden), catalogue))
     return [Variable("renumber", name, table, "CDI") for name in naming.NUMBERED if table]
 
 
