@@ -16,6 +16,7 @@ from hpcwrap.schedulers.slurm_table import make_engine
 WELL, MISSING, WRONG, NOTE = "ok", "missing", "wrong", "note"
 CONF, PLUGSTACK, JOB_SUBMIT = "slurm.conf", "plugstack.conf", "job_submit.lua"
 FILES = (CONF, PLUGSTACK, JOB_SUBMIT)
+CGROUP = "cgroup.conf"
 
 
 class Place(NamedTuple):
@@ -116,6 +117,48 @@ def check_agreement(values: Mapping[str, str], settings: Settings) -> List[Findi
         detail = f"{values['taskprolog']} runs inside: it has to be mounted, its shell in the image"
         findings.append(Finding(CONF, "TaskProlog", NOTE, detail))
     return findings
+
+
+HOLDING = (
+    (
+        "TaskPlugin",
+        "task/cgroup",
+        "cgroup.conf has no effect, and nothing holds jobs to their share",
+    ),
+    ("ProctrackType", "proctrack/cgroup", "processes in a session of their own may outlive a job"),
+)
+"""Keys of slurm.conf by which jobs are held to what they got, and what happens without."""
+
+CONSTRAINING = (
+    ("ConstrainCores", "a job may run on all CPUs of the node"),
+    ("ConstrainRAMSpace", "a job may use all memory of the node"),
+    ("ConstrainSwapSpace", "a job at its memory limit goes on into swap"),
+    ("ConstrainDevices", "a job may use the GPUs of all"),
+)
+"""Keys of cgroup.conf, each to be yes, and what happens without."""
+
+
+def check_limits(values: Mapping[str, str]) -> List[Finding]:
+    """See whether Slurm holds jobs to their limits, for hpcwrap leaves that to it.
+
+    `values` are those of slurm.conf and of cgroup.conf, which `scontrol show config` has as well.
+    What is missing is the site's choice, so it is told and never an error.
+    """
+    findings = []
+    for key, plugin, without in HOLDING:
+        value = values.get(key.lower(), "")
+        well = plugin in value.split(",")
+        detail = value if well else f"without {plugin}: {without}"
+        findings.append(Finding(CONF, key, WELL if well else NOTE, detail))
+    if findings[0].state == WELL:
+        findings += [_check_constrained(key, without, values) for key, without in CONSTRAINING]
+    return findings
+
+
+def _check_constrained(key: str, without: str, values: Mapping[str, str]) -> Finding:
+    if values.get(key.lower(), "").lower() in ("yes", "true", "1"):
+        return Finding(CGROUP, key, WELL, "yes")
+    return Finding(CGROUP, key, NOTE, f"without {key}=yes: {without}")
 
 
 def _check_wanted(wanted: Wanted, values: Mapping[str, str]) -> Finding:

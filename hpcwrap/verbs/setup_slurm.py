@@ -243,6 +243,7 @@ def check(site: Site) -> List[Finding]:
         *check_programs(),
         *slurm_files.check_conf(values, site.place),
         *slurm_files.check_agreement(values, site.config.settings),
+        *slurm_files.check_limits({**cgroup_conf(site), **values}),
         slurm_files.check_plugstack(
             slurm_files.read_plugstack(_plugstack(values, site)), site.place
         ),
@@ -350,6 +351,11 @@ def running_conf(site: Site) -> Dict[str, str]:
 def file_conf(site: Site) -> Dict[str, str]:
     """What slurm.conf says."""
     return slurm_files.parse_conf(slurm_files.read_text(site.place.path(slurm_files.CONF)))
+
+
+def cgroup_conf(site: Site) -> Dict[str, str]:
+    """What cgroup.conf says, where slurmctld does not answer."""
+    return slurm_files.parse_conf(slurm_files.read_text(site.place.path(slurm_files.CGROUP)))
 
 
 def _plugstack(values: Dict[str, str], site: Site) -> str:

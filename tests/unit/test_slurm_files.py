@@ -212,3 +212,24 @@ def test_table_without_the_digests_of_new_images_is_no_fault(tmp_path: pathlib.P
     assert setup_slurm.check_table(older, site).state == NOTE
     assert setup_slurm.check_table(table.replace("debian-12", "debian-11"), site).state == WRONG
     assert setup_slurm.check_table("", site).state == MISSING
+
+
+def test_a_site_that_holds_jobs_to_nothing_is_told_what_to_write() -> None:
+    found = slurm_files.check_limits({"taskplugin": "task/affinity"})
+    assert {finding.state for finding in found} == {NOTE}
+    assert "without task/cgroup" in found[0].detail
+    assert slurm_files.is_well(found), "it is the site's choice"
+
+
+def test_each_limit_that_slurm_does_not_enforce_is_told() -> None:
+    values = slurm_files.parse_conf(
+        "TaskPlugin = task/cgroup,task/affinity\nProctrackType = proctrack/cgroup\n"
+        "ConstrainCores = yes\nConstrainRAMSpace = no\n"
+    )
+    found = {finding.what: finding for finding in slurm_files.check_limits(values)}
+    assert {what for what, finding in found.items() if finding.state == NOTE} == {
+        *("ConstrainRAMSpace", "ConstrainSwapSpace", "ConstrainDevices")
+    }
+    assert found["ConstrainRAMSpace"].detail == (
+        "without ConstrainRAMSpace=yes: a job may use all memory of the node"
+    )
