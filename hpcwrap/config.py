@@ -207,7 +207,7 @@ ROWS = (
     Row(
         "mpi_libraries",
         "directories",
-        "The host's MPI libraries for `mpi: host`, as paths of libmpi.so.*; none: those of ldconfig",
+        "The host's MPI libraries for `mpi: host`, as paths of libmpi.so.*; none: ldconfig's",
     ),
     Row("rlimits", "rlimits", "Limits of every process, such as memlock=unlimited, nofile=4k:64k"),
     Row("shm_size", "bytes", "Size of a /dev/shm of the job's own; 0: the host's /dev/shm"),

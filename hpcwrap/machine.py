@@ -33,16 +33,20 @@ def additions(
     gpus: Optional[Gpus] = None,
     launcher: Optional[Launcher] = None,
     user: Optional[User] = None,
+    pmi: bool = False,
 ) -> List[Addition]:
     """What the parts of the machine add to the container of a job.
 
     `asked` is what the job asked for itself, `gpus` are those that its scheduler gave it;
-    `launcher` is how it reaches its other nodes, `user` whose it is.
+    `launcher` is how it reaches its other nodes, `user` whose it is; `pmi` says that its scheduler
+    serves PMIx and PMI2.
     """
     wanted = of_machine(environment, settings, asked)
     return [
         memory.addition(wanted),
         fabric_addition(wanted),
+        # First what the image has, then what takes its place.
+        pmi_addition(pmi),
         mpi_addition(wanted, settings),
         device_addition(wanted, gpus, settings),
         Addition(rlimits=wanted.rlimits),
@@ -77,6 +81,15 @@ def launch_addition(launcher: Optional[Launcher], user: Optional[User]) -> Addit
 
     file = launch.LauncherFile(launcher.words, launcher.nodes, launcher.unset)
     return launch.addition(file, user, paths.inside_programs(), hydra=launcher.hydra)
+
+
+def pmi_addition(pmi: bool) -> Addition:
+    """Whether the image's MPI and the scheduler's PMIx go together."""
+    if not pmi:
+        return Addition()
+    from hpcwrap.container.pmi import CheckPmi
+
+    return Addition(operations=(CheckPmi(),))
 
 
 def mpi_addition(wanted: Machine, settings: Settings) -> Addition:

@@ -69,10 +69,11 @@ def make(
             gpus=adapter.read_gpus(os.environ),
             launcher=adapter.launcher(choice.settings, os.environ),
             user=job.user,
+            pmi=adapter.serves_pmi,
         ),
         user_namespace=adapter.user_namespace,
     )
-    make_container(plan, place)
+    plan = make_container(plan, place)
     if job.limits != NO_LIMITS and not adapter.enforces_limits:
         make_limits(job, place)
     times = {**supplied.milliseconds, "prolog": watch.milliseconds()}
@@ -135,11 +136,12 @@ def host_commands(adapter: schedulers.Adapter, settings: Settings) -> Optional[C
     return found and Commands(found.directory, found.names, paths.host_program())
 
 
-def make_container(plan: Plan, place: paths.JobPaths) -> None:
-    """Build and pin the container in the job's directory."""
+def make_container(plan: Plan, place: paths.JobPaths) -> Plan:
+    """Build and pin the container in the job's directory; the plan, with what the image told."""
     namespaces.ensure_jobs_directory()
     os.makedirs(place.directory, mode=0o711, exist_ok=True)
-    build.build(plan, place)
+    found = build.build(plan, place)
+    return plan._replace(variables=(*plan.variables, *found.variables), notes=found.notes)
 
 
 def make_limits(job: Job, place: paths.JobPaths) -> None:

@@ -19,7 +19,7 @@ static const char MARK[] = "HPCWRAP_CONTAINER";
 enum { LARGEST = 1 << 20 };
 
 enum verb { CONTAINER, USER_NAMESPACE, MOUNT_NAMESPACE, WORKDIR, RLIMIT, DEFAULT, PATH, SET, UNSET,
-            PREPEND, APPEND, RENUMBER, END };
+            PREPEND, APPEND, RENUMBER, NOTE, END };
 
 static const struct {
     const char *word;
@@ -37,6 +37,7 @@ static const struct {
     [PREPEND] = {"prepend", 2},
     [APPEND] = {"append", 2},
     [RENUMBER] = {"renumber", 2},
+    [NOTE] = {"note", 3},
     [END] = {"end", 0},
 };
 enum { VERB_COUNT = sizeof VERBS / sizeof *VERBS };
@@ -45,7 +46,7 @@ struct instruction {
     enum verb verb;
     const char *name; /* its first argument */
     const char *value;
-    const char *hard; /* of a limit, whose value is the soft one */
+    const char *hard; /* of a limit, whose value is the soft one; of a note, its text */
 };
 
 __attribute__((format(printf, 2, 3))) static int fail(char *error, const char *format, ...)
@@ -465,4 +466,17 @@ int enter_environment(const struct entry *entry, const struct variables *variabl
     if (!variables->set(variables->where, MARK, entry->container))
         return fail(error, "cannot set the variable %s: %m", MARK);
     return 0;
+}
+
+const char *enter_note(const struct entry *entry, const struct variables *variables)
+{
+    struct instruction found = {.verb = CONTAINER};
+    for (const char *at = entry->first; at && found.verb != END;) {
+        at = next_instruction(at, entry->limit, &found);
+        const char *value = at && found.verb == NOTE
+                                ? variables->get(variables->where, found.name) : NULL;
+        if (value && strncmp(value, found.value, strlen(found.value)) == 0)
+            return found.hard;
+    }
+    return NULL;
 }

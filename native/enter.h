@@ -51,6 +51,9 @@ int enter_join(const struct entry *entry, char *error);
 /* Make the environment of the command from the job's own. */
 int enter_environment(const struct entry *entry, const struct variables *variables, char *error);
 
+/* What the prolog found that the user of a step with these variables should know, or NULL. */
+const char *enter_note(const struct entry *entry, const struct variables *variables);
+
 /* Is the container what this name asks for: NAME, NAME@DIGEST, or the user's own image? */
 bool enter_is_named(const struct entry *entry, const char *name);
 

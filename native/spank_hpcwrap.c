@@ -310,6 +310,17 @@ static void note_timing(spank_t spank)
         slurm_debug("hpcwrap: cannot note the time of rank %u", rank);
 }
 
+/* Once for a step, and only where several ranks are to find each other. */
+static void tell_note(spank_t spank, const struct variables *variables)
+{
+    uint32_t rank = 0, ranks = 0;
+    const char *note = enter_note(&step.entry, variables);
+    if (note && spank_get_item(spank, S_TASK_GLOBAL_ID, &rank) == ESPANK_SUCCESS &&
+        spank_get_item(spank, S_JOB_TOTAL_TASK_COUNT, &ranks) == ESPANK_SUCCESS && rank == 0 &&
+        ranks > 1)
+        slurm_error("hpcwrap: warning: %s", note);
+}
+
 int slurm_spank_task_init(spank_t spank, int count, char **arguments)
 {
     struct variables job = {get_variable, set_variable, unset_variable, spank};
@@ -323,6 +334,7 @@ int slurm_spank_task_init(spank_t spank, int count, char **arguments)
     }
     /* slurmstepd sets the soft limits of the submit host after this hook (ulimits.c), over ours. */
     enter_forget_limits(&step.entry, &job, PROPAGATED);
+    tell_note(spank, &job);
     keep_directory();
     note_timing(spank);
     return 0;

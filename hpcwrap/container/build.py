@@ -17,12 +17,13 @@ import os
 import signal
 import time
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, NoReturn, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, NoReturn, Tuple
 
 from hpcwrap import errors, paths
 from hpcwrap.container import namespaces, syscalls
-from hpcwrap.container.operations import Workshop
+from hpcwrap.container.operations import Findings, Note, Workshop
 from hpcwrap.container.plan import Plan
+from hpcwrap.environment import Variable
 from hpcwrap.errors import HpcwrapError, NodeError, SiteError
 from hpcwrap.run import start_time
 
@@ -31,11 +32,11 @@ PINNED, AGAIN, HOLD = b"p", b"a", b"h"
 KINDS = {kind.__name__: kind for kind in (errors.UserError, SiteError, NodeError)}
 
 
-def build(plan: Plan, place: paths.JobPaths) -> None:
+def build(plan: Plan, place: paths.JobPaths) -> Findings:
     """Build the container of a plan and pin it under the job's directory.
 
-    Raises HpcwrapError as the failing operation has it; the child is gone then, and with it all
-    that it mounted.
+    Returns what the operations found in the image.  Raises HpcwrapError as the failing one has it;
+    the child is gone then, and with it all that it mounted.
     """
     os.makedirs(place.stage, mode=0o700, exist_ok=True)
     os.makedirs(place.namespaces, mode=0o711, exist_ok=True)
@@ -47,7 +48,7 @@ def build(plan: Plan, place: paths.JobPaths) -> None:
     theirs.close()
     try:
         with _ended(child) as keep:
-            _serve_child(child, plan, place, ours, keep)
+            return _serve_child(child, plan, place, ours, keep)
     finally:
         ours.close()
 
@@ -98,7 +99,7 @@ def _channel_pair() -> Tuple[Channel, Channel]:
 
 def _serve_child(
     child: int, plan: Plan, place: paths.JobPaths, channel: Channel, keep: List[int]
-) -> None:
+) -> Findings:
     """Answer the child's messages until it is built: one JSON document each."""
     for message in _messages(channel):
         if "error" in message:
@@ -113,8 +114,13 @@ def _serve_child(
                 namespaces.remember_cpu(place.good_cpu, message["cpu"])
             channel.send(answer)
         if "built" in message:
-            return
+            variables, notes = message["built"]
+            return Findings(tuple(Variable(*each) for each in variables), _notes(notes))
     raise SiteError("cannot build the container: the builder was killed", "is memory short?")
+
+
+def _notes(words: Iterable[Iterable[str]]) -> Tuple[Note, ...]:
+    return tuple(Note(*each) for each in words)
 
 
 def _pin_mounts(child: int, place: paths.JobPaths, *, last: bool, keep: List[int]) -> bytes:
@@ -171,8 +177,7 @@ def _messages(channel: Channel) -> Iterator[Dict[str, Any]]:
 def _run_child(plan: Plan, place: paths.JobPaths, channel: Channel) -> NoReturn:
     """Build and end; a process's edge: every failure is told to the parent."""
     try:
-        _build_in_child(plan, place, channel)
-        _send(channel, built=True)
+        _send(channel, built=_build_in_child(plan, place, channel))
     except HpcwrapError as error:
         _send(channel, error=type(error).__name__, message=error.message, hint=error.hint)
     except Exception as error:  # noqa: BLE001
@@ -182,9 +187,9 @@ def _run_child(plan: Plan, place: paths.JobPaths, channel: Channel) -> NoReturn:
         os._exit(0)
 
 
-def _build_in_child(plan: Plan, place: paths.JobPaths, channel: Channel) -> None:
+def _build_in_child(plan: Plan, place: paths.JobPaths, channel: Channel) -> Findings:
     os.setsid()
-    workshop = Workshop(place.stage, plan.user, plan.image.attach())
+    workshop = Workshop(place.stage, plan.user, plan.image.attach(), plan.image.squashfs)
     if plan.user_namespace:
         syscalls.unshare(syscalls.CLONE_NEWNS)
         _execute(plan, workshop)
@@ -196,7 +201,8 @@ def _build_in_child(plan: Plan, place: paths.JobPaths, channel: Channel) -> None
         answer = _pinned_mount_namespace(channel, place.good_cpu)
         _execute(plan, workshop)
     if answer == HOLD:
-        _hold(channel)
+        _hold(channel, workshop.findings)
+    return workshop.findings
 
 
 def _pinned_mount_namespace(channel: Channel, cpu_memory: str) -> bytes:
@@ -240,12 +246,12 @@ def _enter_user_namespace(plan: Plan) -> None:
         ) from error
 
 
-def _hold(channel: Channel) -> NoReturn:
+def _hold(channel: Channel, findings: Findings) -> NoReturn:
     """Tell that all is built, and stay as the process that keeps the namespaces, no file open."""
     syscalls.set_process_name("hpcwrap-holder")
     # Changing the uid closed /proc/PID/ns to the user, who is to join by it (proc(5)).
     syscalls.set_dumpable()
-    _send(channel, built=True)
+    _send(channel, built=findings)
     os.closerange(0, 1024)
     while True:
         signal.pause()

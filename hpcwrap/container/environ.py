@@ -50,6 +50,7 @@ def make_entry(
     words += command_instructions(plan, image_path(variables))
     words += variable_instructions(plan.variables)
     words += variable_instructions(environment.variables)
+    words += [word for note in plan.notes for word in ("note", *note)]
     return encode([*words, "end"])
 
 

@@ -64,8 +64,8 @@ def mca_directories(path: str) -> List[str]:
     bases = _existing(match.decode() for match in DIRECTORY_TEXT.findall(text))
     for _ in range(NESTING):
         bases |= _existing(base.rstrip("/") + rest for base in bases for rest in rests)
-    real = {os.path.realpath(base) for base in bases}
-    return sorted(base for base in real if _has_content(base))
+    # The names as the library has them: it will look there, though a link may be on the way.
+    return sorted({os.path.normpath(base) for base in bases if _has_content(base)})
 
 
 def _existing(paths: Iterable[str]) -> Set[str]:

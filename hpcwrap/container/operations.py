@@ -13,6 +13,7 @@ import stat
 from typing import NamedTuple, Protocol, Tuple
 
 from hpcwrap.container import accounts, loop, rootfs, syscalls
+from hpcwrap.environment import Variable
 from hpcwrap.errors import NodeError, SiteError, UserError
 from hpcwrap.job import User
 
@@ -27,11 +28,30 @@ HOST_ROOT = "/.host"
 COMMANDS_LINK = "/.hpcwrap/commands"
 
 
-class Workshop:
-    """Where a container is built: staging directory, open root, the job's user, the image."""
+class Note(NamedTuple):
+    """A sentence for the user of each step in whose variables `variable` begins with `value`."""
 
-    def __init__(self, stage: str, user: User, device: loop.Device) -> None:
+    variable: str
+    value: str
+    text: str
+
+
+class Findings(NamedTuple):
+    """What only the open image could tell: more changes of the job's variables, and notes."""
+
+    variables: Tuple[Variable, ...] = ()
+    notes: Tuple[Note, ...] = ()
+
+
+class Workshop:
+    """Where a container is built: staging directory, open root, the job's user, the image.
+
+    `squashfs` is the image's file.  `findings` are for whoever asked for the container.
+    """
+
+    def __init__(self, stage: str, user: User, device: loop.Device, squashfs: str = "") -> None:
         self.device = device
+        self.squashfs = squashfs
         self.stage = stage
         self.image = os.path.join(stage, "image")
         self.upper = os.path.join(stage, "upper")
@@ -39,6 +59,7 @@ class Workshop:
         self.root_path = os.path.join(stage, "root")
         self.root = -1
         self.user = user
+        self.findings = Findings()
 
 
 class Operation(Protocol):

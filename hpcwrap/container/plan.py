@@ -17,6 +17,7 @@ from hpcwrap.container.operations import (
     HostFile,
     Image,
     KeepHostRoot,
+    Note,
     Operation,
     ReadOnlyRoot,
     Root,
@@ -43,6 +44,7 @@ class Plan(NamedTuple):
     variables: Tuple[Variable, ...] = ()
     rlimits: Tuple[Rlimit, ...] = ()
     warnings: Tuple[str, ...] = ()
+    notes: Tuple[Note, ...] = ()
 
     def describe(self) -> List[str]:
         """One line for each step, as `hpcwrap plan` prints them."""

@@ -52,6 +52,9 @@ class Adapter(Protocol):
     enforces_limits: bool
     """Whether it holds jobs to their limits itself: then no cgroup of ours is made in its own."""
 
+    serves_pmi: bool
+    """Whether what starts its ranks is their server for PMIx and PMI2."""
+
     def read_prolog(self, environ: Mapping[str, str]) -> Tuple[Job, Request]:
         """Read the job and its request from the prolog's environment.
 

@@ -26,6 +26,9 @@ user_namespace = True
 enforces_limits = False
 """Nobody else does."""
 
+serves_pmi = False
+"""Only mpirun is there."""
+
 PREFIX = "run-"
 
 

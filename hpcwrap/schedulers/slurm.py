@@ -27,6 +27,9 @@ user_namespace = False
 enforces_limits = True
 """By task/cgroup; `hpcwrap setup slurm --check` says what the site has left out."""
 
+serves_pmi = True
+"""slurmstepd is the server, as srun's --mpi says."""
+
 CONTROL_VARIABLE = "SPANK_HPCWRAP_CONTAINER"
 COMMENT_WORD = re.compile(r"(?:^|\s)hpcwrap=(\S+)(?=\s|$)")
 MUNGE_DIRECTORY = "/run/munge"

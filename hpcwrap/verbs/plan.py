@@ -69,6 +69,7 @@ def plan_for(
             gpus=adapter.read_gpus(os.environ),
             launcher=adapter.launcher(config.settings, os.environ),
             user=user,
+            pmi=adapter.serves_pmi,
         ),
         user_namespace=adapter.user_namespace,
     )
