@@ -83,10 +83,9 @@ def host_addition(found: Dict[str, str]) -> Addition:
 
 def find_libraries() -> Dict[str, str]:
     """The host's libraries for fabrics: name → path.  Raises SiteError when there are none."""
-    from hpcwrap.container.libraries import Search
+    from hpcwrap.container.libraries import kept_find
 
-    search = Search()
-    found = {name: paths[0] for name in LIBRARIES for paths in [search.by_name(name)] if paths}
+    found = kept_find(LIBRARIES)
     if not found:
         raise SiteError(
             f"cannot find the host's libraries for fabrics: neither {VERBS} nor {LIBFABRIC}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 from pathlib import Path
-from typing import Iterator, List
+from typing import Dict, Iterator, Sequence
 
 import pytest
 from libraries_by_gcc import compile_library
@@ -88,10 +88,10 @@ def test_drivers_lie_beside_the_library_that_loads_them(tmp_path: Path) -> None:
 
 
 def test_a_host_without_libraries_is_the_sites_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nothing(_self: object, _name: str) -> List[str]:
-        return []
+    def nothing(_names: Sequence[str]) -> Dict[str, str]:
+        return {}
 
-    monkeypatch.setattr(libraries.Search, "by_name", nothing)
+    monkeypatch.setattr(libraries, "kept_find", nothing)
     with pytest.raises(SiteError, match=r"neither libibverbs\.so\.1 nor libfabric\.so\.1"):
         fabric.addition(Machine(fabric="host"))
 
