@@ -36,7 +36,7 @@ GENERATE = (
 CURE = "use an image with a newer system, or an environment with gpus: none"
 
 DRIVERS = "/.hpcwrap/drivers"
-"""Links to the libraries, for programs that look for a file themselves (Triton does)."""
+"""Links to the libraries, for who looks for a file, with or without the number (Triton does)."""
 
 WIDE = 2
 """ELFCLASS64; there is no place for the 32-bit libraries that some drivers bring."""
@@ -172,10 +172,11 @@ def library_operations(edits: Edits) -> List[Operation]:
     there = [Library(name_of(each), each.file, each.glibc) for each in wide if each.kind == kind]
     newest = max(there, key=lambda library: library.glibc)
     own = tuple(library.name for library in there if library.name not in COMPATIBLE)
-    inside = {name_of(library): library.path for library in wide}
+    names = {name_of(library): library.path for library in wide}
+    bare = {f"{name.partition('.so.')[0]}.so": path for name, path in names.items()}
     operations: List[Operation] = [
         HostLibraries("its devices", Closure(kind, tuple(there), newest), own=own, cure=CURE),
-        Links(tuple((path, f"{DRIVERS}/{name}") for name, path in inside.items())),
+        Links(tuple((path, f"{DRIVERS}/{name}") for name, path in {**bare, **names}.items())),
     ]
     driver = next((each.file for each in wide if each.soname == "libcuda.so.1"), None)
     if driver:

@@ -18,6 +18,7 @@ from typing import Any, Dict, Iterator, Optional, Sequence
 import pytest
 from conftest import make_squashfs
 from containers import ALICE, ENTER, Container, Make
+from device_nodes import make_node
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 
@@ -73,12 +74,6 @@ def own_devices(own_mounts: None, tmp_path_factory: pytest.TempPathFactory) -> I
     yield
     syscalls.umount2("/dev", syscalls.MNT_DETACH)
     syscalls.umount2(str(copy), syscalls.MNT_DETACH)
-
-
-def make_node(path: Path, mode: int, device: int) -> None:
-    path.parent.mkdir(exist_ok=True)
-    os.mknod(path, mode, device)
-    path.chmod(stat.S_IMODE(mode))
 
 
 class Specs:
@@ -322,7 +317,8 @@ def test_programs_that_look_for_the_file_find_it(make: Make, driver: Driver) -> 
     variables = dict(line.split("=", 1) for line in driver.start(make, "/bin/env").splitlines())
     assert variables["NVIDIA_VISIBLE_DEVICES"] == "void"
     directory = variables["LD_LIBRARY_PATH"].split(":")[-1]
-    assert driver.start(make, "/bin/program", f"{directory}/libcuda.so.1") == "cuda"
+    for name in ("libcuda.so.1", "libcuda.so"):
+        assert driver.start(make, "/bin/program", f"{directory}/{name}") == "cuda"
 
 
 @pytest.mark.parametrize(("compat", "loaded"), [("1000.1.2", "compat"), ("999.99.9", "host")])

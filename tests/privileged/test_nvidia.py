@@ -17,7 +17,7 @@ from typing import Any, Dict, Iterator, List
 
 import pytest
 import yaml
-from test_devices import make_node
+from device_nodes import make_node
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 

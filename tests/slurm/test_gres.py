@@ -168,3 +168,28 @@ def test_an_environment_without_gpus_has_none(site: Site) -> None:
         site.remove_environment("bare")
         site.need("cluster", "exec", "ctl", "hpcwrap", "setup", "slurm", "--table")
     assert seen(job)[0]["open"] == ""
+
+
+def test_hpcwrap_run_has_those_that_are_asked_for(site: Site) -> None:
+    def run(*options: str) -> str:
+        words = (
+            "run",
+            "--user",
+            "alice",
+            *options,
+            "busybox-1",
+            "--",
+            "/bin/sh",
+            "/home/alice/look",
+        )
+        ran = site.root("n1", "hpcwrap", *words, "here")
+        return seen(Job("", ran.code, ran.stdout, ran.stderr))[0]["open"]
+
+    assert run() == ""
+    assert run("--gpus", "none") == ""
+    assert run("--gpus", "all") == "0 1 2 3 ctl"
+    assert run("--gpus", "2,0") == "0 2 ctl"
+    assert run("--device", "nvidia.com/gpu=3") == "3 ctl"
+    refused = site.root("n1", "hpcwrap", "run", "--user", "alice", "--gpus", "9", "busybox-1")
+    assert refused.code == 3
+    assert "cannot bring the job's GPU 9 into its container" in refused.stderr
