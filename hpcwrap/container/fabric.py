@@ -111,6 +111,11 @@ def no_fabric() -> Operation:
     return Hide((*DEVICES, *CLASSES), "fabric")
 
 
+def is_present() -> bool:
+    """True on a node whose kernel drives a fabric."""
+    return any(map(_entries, PRESENT))
+
+
 def memlock_warnings(wanted: Machine) -> Tuple[str, ...]:
     """What is wrong on a node with a fabric that lets ranks lock little memory; or nothing.
 
@@ -118,7 +123,7 @@ def memlock_warnings(wanted: Machine) -> Tuple[str, ...]:
     hard limit on to what it starts.
     """
     limit = _memlock(wanted)
-    if limit is None or limit >= ENOUGH_MEMLOCK or not any(map(_entries, PRESENT)):
+    if limit is None or limit >= ENOUGH_MEMLOCK or not is_present():
         return ()
     little = f"ranks may lock only {limit >> 10} KiB of memory, which is little for InfiniBand"
     return (f"{little} (set `rlimits: [memlock=unlimited]`)",)

@@ -80,7 +80,7 @@ def check_glibc(image: ImageLibraries, newest: Library, purpose: str, cure: str 
     An image without any C library passes: it has static programs only, which load nothing.
     """
     what = f"cannot use the host's libraries for {purpose} in this image"
-    if image.has_musl():
+    if image.home() is None and image.has_musl():
         raise UserError(f"{what}: its C library is musl, and theirs glibc", cure)
     has: Version = image.glibc()
     if has and has < newest.glibc:

@@ -17,6 +17,7 @@ WELL, MISSING, WRONG, NOTE = "ok", "missing", "wrong", "note"
 CONF, PLUGSTACK, JOB_SUBMIT = "slurm.conf", "plugstack.conf", "job_submit.lua"
 FILES = (CONF, PLUGSTACK, JOB_SUBMIT)
 CGROUP = "cgroup.conf"
+MEMLOCK = "PropagateResourceLimitsExcept"
 
 
 class Place(NamedTuple):
@@ -153,6 +154,25 @@ def check_limits(values: Mapping[str, str]) -> List[Finding]:
     if findings[0].state == WELL:
         findings += [_check_constrained(key, without, values) for key, without in CONSTRAINING]
     return findings
+
+
+def check_memlock(values: Mapping[str, str], settings: Settings) -> Finding:
+    """See whether ranks may lock the memory that an adapter of InfiniBand is to reach.
+
+    Slurm hands the limits of whoever submits on to the ranks, but for those that it is told to
+    leave as slurmd has them (slurm.conf(5), PropagateResourceLimitsExcept).
+    """
+    if any(limit.name == "memlock" for limit in settings.rlimits):
+        return Finding(CONF, MEMLOCK, WELL, "hpcwrap.yaml sets memlock")
+    handed_on, excepted = (
+        values.get(key.lower(), "").upper().split(",")
+        for key in ("PropagateResourceLimits", MEMLOCK)
+    )
+    named = {"ALL", "MEMLOCK", ""} & set(handed_on)
+    if "MEMLOCK" in excepted or not named:
+        return Finding(CONF, MEMLOCK, WELL, "memlock is slurmd's")
+    detail = "ranks get the memlock of the submit host: say `rlimits: [memlock=unlimited]`"
+    return Finding(CONF, MEMLOCK, NOTE, detail)
 
 
 def _check_constrained(key: str, without: str, values: Mapping[str, str]) -> Finding:

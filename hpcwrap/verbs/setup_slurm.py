@@ -10,6 +10,7 @@ import time
 from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from hpcwrap import config, paths, run
+from hpcwrap.container import fabric
 from hpcwrap.errors import HpcwrapError, SiteError, UserError
 from hpcwrap.image.source import parse_source
 from hpcwrap.image.store import Store
@@ -244,12 +245,20 @@ def check(site: Site) -> List[Finding]:
         *slurm_files.check_conf(values, site.place),
         *slurm_files.check_agreement(values, site.config.settings),
         *slurm_files.check_limits({**cgroup_conf(site), **values}),
+        *check_fabric(values, site),
         slurm_files.check_plugstack(
             slurm_files.read_plugstack(_plugstack(values, site)), site.place
         ),
         *check_controller(site),
     ]
     return [explain_restart(finding, site) for finding in findings]
+
+
+def check_fabric(values: Dict[str, str], site: Site) -> List[Finding]:
+    """Look at what InfiniBand needs, on a host that has it."""
+    if not fabric.is_present():
+        return []
+    return [slurm_files.check_memlock(values, site.config.settings)]
 
 
 def check_programs() -> List[Finding]:

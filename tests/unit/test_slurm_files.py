@@ -11,6 +11,7 @@ from typing import Dict, List
 import pytest
 
 from hpcwrap.config import Settings
+from hpcwrap.environment import UNLIMITED, Rlimit
 from hpcwrap.schedulers import slurm_accounts, slurm_files
 from hpcwrap.schedulers.slurm_files import MISSING, NOTE, WELL, WRONG, Place
 from hpcwrap.verbs import setup_slurm
@@ -233,3 +234,20 @@ def test_each_limit_that_slurm_does_not_enforce_is_told() -> None:
     assert found["ConstrainRAMSpace"].detail == (
         "without ConstrainRAMSpace=yes: a job may use all memory of the node"
     )
+
+
+@pytest.mark.parametrize(
+    ("values", "state"),
+    [
+        ({}, "note"),
+        ({"propagateresourcelimits": "ALL"}, "note"),
+        ({"propagateresourcelimits": "STACK,MEMLOCK"}, "note"),
+        ({"propagateresourcelimits": "NONE"}, "ok"),
+        ({"propagateresourcelimits": "STACK"}, "ok"),
+        ({"propagateresourcelimits": "(null)", "propagateresourcelimitsexcept": "MEMLOCK"}, "ok"),
+    ],
+)
+def test_whose_memlock_ranks_get(values: dict[str, str], state: str) -> None:
+    assert slurm_files.check_memlock(values, Settings()).state == state
+    unlimited = (Rlimit("memlock", UNLIMITED, UNLIMITED),)
+    assert slurm_files.check_memlock(values, Settings(rlimits=unlimited)).state == "ok"
