@@ -175,7 +175,7 @@ def library_operations(edits: Edits) -> List[Operation]:
     names = {name_of(library): library.path for library in wide}
     bare = {f"{name.partition('.so.')[0]}.so": path for name, path in names.items()}
     operations: List[Operation] = [
-        HostLibraries("its devices", Closure(kind, tuple(there), newest), own=own, cure=CURE),
+        HostLibraries("devices", Closure(kind, tuple(there), newest), own=own, cure=CURE),
         Links(tuple((path, f"{DRIVERS}/{name}") for name, path in {**bare, **names}.items())),
     ]
     driver = next((each.file for each in wide if each.soname == "libcuda.so.1"), None)
@@ -228,9 +228,9 @@ def new_numbers(
 def visible_numbers(kind: str, hidden: Set[str], catalogue: Catalogue) -> List[int]:
     """Numbers of those GPUs of a kind of which no node is hidden."""
     numbers = []
-    for name in catalogue.names(kind):
-        number = re.fullmatch(r"(?:gpu|card)?([0-9]+)", name)
-        nodes = {node.host_path for node in catalogue.find(f"{kind}={name}").device.edits.nodes}
-        if number and not nodes & hidden:
+    for found in catalogue.devices().values():
+        number = re.fullmatch(r"(?:gpu|card)?([0-9]+)", found.device.name)
+        nodes = {node.host_path for node in found.device.edits.nodes}
+        if number and found.spec.kind == kind and not nodes & hidden:
             numbers.append(int(number.group(1)))
     return numbers

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
-import time
+import tempfile
 from pathlib import Path
 from typing import Any, Dict, List
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
+from hpcwrap import snapshot
 from hpcwrap.container import cdi, cdifile
 from hpcwrap.container.cdi import Catalogue, Hook, Node
 from hpcwrap.environment import Mount
@@ -200,6 +204,22 @@ def test_what_is_not_done_is_noted(tmp_path: Path) -> None:
     ]
 
 
+TREES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from([*cdifile.EDIT_KEYS, "path", "name"]), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@given(st.dictionaries(st.sampled_from([*cdifile.SPEC_KEYS, "x"]), TREES, max_size=4))
+def test_whatever_a_file_holds_is_a_spec_or_an_error(changes: Dict[str, Any]) -> None:
+    with tempfile.TemporaryDirectory() as directory, contextlib.suppress(SiteError):
+        read(Path(directory), document(**changes))
+
+
 def load(tmp_path: Path, *directories: str) -> Catalogue:
     return cdi.load([str(tmp_path / name) for name in directories], str(tmp_path / "kept.json"))
 
@@ -258,29 +278,23 @@ def test_common_edits_come_once_for_each_spec(tmp_path: Path) -> None:
     assert len(edits.hooks) == len(edits.mounts) == len(edits.variables) == 1
 
 
-@pytest.fixture
-def settled(tmp_path: Path) -> Path:
-    """Specs that have been as they are for a while, in a directory of that age."""
-    write(tmp_path / "etc", "nvidia.yaml", NVIDIA)
-    time.sleep(2.1)
-    return tmp_path
-
-
 def test_what_was_read_is_kept_until_a_file_changes(
-    settled: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(snapshot, "RACY_NS", -(10**10))
+    write(tmp_path / "etc", "nvidia.yaml", NVIDIA)
     reads: List[str] = []
     read_catalogue = cdifile.read_catalogue
     monkeypatch.setattr(
         cdifile, "read_catalogue", lambda each: (reads.append("x"), read_catalogue(each))[1]
     )
-    first = load(settled, "etc")
-    assert load(settled, "etc") == first
+    first = load(tmp_path, "etc")
+    assert load(tmp_path, "etc") == first
     assert reads == ["x"]
-    os.utime(settled / "etc" / "nvidia.yaml", (1, 1))
-    assert load(settled, "etc") == first
+    os.utime(tmp_path / "etc" / "nvidia.yaml", (1, 1))
+    assert load(tmp_path, "etc") == first
     assert reads == ["x"] * 2
-    write(settled / "etc", "b.json", simple("x", "/dev/null"))
-    assert len(load(settled, "etc").specs) == 2
-    (settled / "kept.json").write_text("{nonsense")
-    assert len(load(settled, "etc").specs) == 2
+    write(tmp_path / "etc", "b.json", simple("x", "/dev/null"))
+    assert len(load(tmp_path, "etc").specs) == 2
+    (tmp_path / "kept.json").write_text("{nonsense")
+    assert len(load(tmp_path, "etc").specs) == 2
