@@ -15,6 +15,7 @@ from hpcwrap.container.addition import Addition
 from hpcwrap.container.elf import Version, file_version, format_version
 from hpcwrap.container.hostlibraries import HostLibraries
 from hpcwrap.container.imagelibraries import Found, ImageLibraries
+from hpcwrap.container.libraries import Closure
 from hpcwrap.container.operations import Workshop
 from hpcwrap.environment import Variable
 from hpcwrap.errors import SiteError, UserError
@@ -91,11 +92,16 @@ def default_libraries() -> List[str]:
 
 
 class Host(NamedTuple):
-    """An MPI of the host: its C library's full path, and all that it needs in an image."""
+    """An MPI of the host: its C library's full path, and all that it needs in an image.
+
+    `guests` are the interfaces for other languages: they and their needs (libgfortran) count only
+    where the image has them.
+    """
 
     family: Family
     path: str
     libraries: HostLibraries
+    guests: Optional[HostLibraries] = None
 
     @property
     def version(self) -> Version:
@@ -107,22 +113,26 @@ def host_mpi(path: str) -> Host:
     """Find out what an MPI library of the host needs.  Raises SiteError."""
     path = os.path.realpath(path)
     family = family_of(path)
-    siblings = find_siblings(path, family)
-    closure = libraries.kept_closure([path, *siblings], modules=True)
-    own = tuple(each.name for each in closure.libraries if re.fullmatch(family.own, each.name))
-    guests = tuple(each for each in own if is_guest(each))
+    guests = find_guests(path, family)
     return Host(
         family,
         path,
-        HostLibraries(
-            family.title,
-            closure,
-            own=own,
-            guests=guests,
-            aliases=ALIASES,
-            directories=DIRECTORIES,
-            cure=CURE,
-        ),
+        bring(family, libraries.kept_closure([path], modules=True)),
+        bring(family, libraries.kept_closure(guests)) if guests else None,
+    )
+
+
+def bring(family: Family, closure: Closure) -> HostLibraries:
+    """The operation that puts libraries of a family into an image."""
+    own = tuple(each.name for each in closure.libraries if re.fullmatch(family.own, each.name))
+    return HostLibraries(
+        family.title,
+        closure,
+        own=own,
+        directories=DIRECTORIES,
+        cure=CURE,
+        guests=tuple(filter(is_guest, own)),
+        aliases=ALIASES,
     )
 
 
@@ -139,7 +149,7 @@ def family_of(path: str) -> Family:
     )
 
 
-def find_siblings(path: str, family: Family) -> List[str]:
+def find_guests(path: str, family: Family) -> List[str]:
     """Libraries beside the C library for other languages, with the same number in their names."""
     directory = os.path.dirname(path)
     major = f".so.{file_version(os.path.basename(path))[0]}"
@@ -178,7 +188,7 @@ class HostMpi(NamedTuple):
             for each in found:
                 check(host, each, image, workshop)
             if found:
-                host.libraries.execute(workshop)
+                swap(host, image, workshop)
                 swapped += 1
         if not swapped:
             raise self._no_match(workshop)
@@ -191,6 +201,15 @@ class HostMpi(NamedTuple):
         ours = " or ".join(dict.fromkeys(host.family.title for host in self.hosts))
         has = f"the image's MPI is {theirs[0]}" if theirs else "the image has no MPI library"
         return UserError(f"cannot use the host's MPI, which is {ours}: {has}", CURE)
+
+
+def swap(host: Host, image: ImageLibraries, workshop: Workshop) -> None:
+    """Mount the host's libraries.  Raises UserError."""
+    guests = host.guests
+    has_guests = guests and any(image.find(name) for name in guests.guests)
+    host.libraries.execute(workshop)
+    if guests and has_guests:
+        guests.execute(workshop)
 
 
 def check(host: Host, found: Found, image: ImageLibraries, workshop: Workshop) -> None:

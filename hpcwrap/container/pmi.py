@@ -89,8 +89,8 @@ def _wrong_kind(kind: str, what: str, right: str) -> Note:
     return Note(
         KIND,
         kind,
-        f"the image's MPI is {what}: its ranks will each run alone under --mpi={kind} "
-        f"(use `srun --mpi={right}`)",
+        f"the image's MPI is {what}: its ranks do not find each other under "
+        f"--mpi={kind} (use `srun --mpi={right}`)",
     )
 
 
