@@ -78,9 +78,9 @@ class Rlimit(NamedTuple):
 class Machine(NamedTuple):
     """What of the job's machine a container gets; None is what an environment does not say.
 
-    `gpus` is ``scheduler`` (those that it gave the job), ``all`` or ``none``; for `hpcwrap run` also
-    a list, ``0,1``.  `fabric` and `mpi` say whose libraries: ``image`` or ``host``; a fabric may be
-    ``none``, too.  `devices` are names of CDI devices that every job gets,
+    `gpus` is ``scheduler`` (those that it gave the job), ``all`` or ``none``; for `hpcwrap run`
+    also a list, ``0,1``.  `fabric` and `mpi` say whose libraries: ``image`` or ``host``; a fabric
+    may be ``none``, too.  `devices` are names of CDI devices that every job gets,
     ``vendor.example/class=name``.  `shm_size` is that of /dev/shm as text, "0" for the host's own.
     """
 
