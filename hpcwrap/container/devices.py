@@ -41,6 +41,8 @@ DRIVERS = "/.hpcwrap/drivers"
 WIDE = 2
 """ELFCLASS64; there is no place for the 32-bit libraries that some drivers bring."""
 
+COUNTED = re.compile("(gpu)?([0-9]+)")
+
 COMPATIBLE = (
     *("libcuda.so.1", "libcudadebugger.so.1", "libnvidia-ptxjitcompiler.so.1"),
     *("libnvidia-nvvm.so.4", "libnvidia-gpucomp.so"),
@@ -102,16 +104,30 @@ def match_all(given: Gpus, known: Sequence[str]) -> List[str]:
 
 
 def match(name: str, known: Sequence[str]) -> Optional[str]:
-    """The name of a GPU as a spec has it: number, gpuN, cardN, or a UUID, cut off or not.
+    """The name of a GPU as a spec has it: by its number, or a UUID, cut off or not.
 
     >>> match("GPU-893", ["0", "GPU-8932f937"])
     'GPU-8932f937'
     """
-    exact = [each for each in (name, f"gpu{name}", f"card{name}") if each in known]
-    if exact or naming.is_number(name):
-        return exact[0] if exact else None
+    if name in known:
+        return name
+    if naming.is_number(name):
+        return numbered(known).get(int(name))
     beginnings = [each for each in known if each.lower().startswith(name.lower())]
     return beginnings[0] if len(beginnings) == 1 else None
+
+
+def numbered(known: Sequence[str]) -> Dict[int, str]:
+    """Number → name of GPUs: N or gpuN; of cardN, which other devices have, too, their order.
+
+    nvidia-ctk, amd-ctk and intel-cdi-specs-generator name them so.
+
+    >>> numbered(["card2", "card1"])
+    {0: 'card1', 1: 'card2'}
+    """
+    numbers = {int(found[2]): found[0] for found in map(COUNTED.fullmatch, known) if found}
+    cards = sorted((int(name[4:]), name) for name in known if re.fullmatch("card[0-9]+", name))
+    return numbers or {number: name for number, (_, name) in enumerate(cards)}
 
 
 def no_match(given: Gpus, kinds: Sequence[str], *, ambiguous: bool) -> SiteError:
@@ -227,10 +243,10 @@ def new_numbers(
 
 def visible_numbers(kind: str, hidden: Set[str], catalogue: Catalogue) -> List[int]:
     """Numbers of those GPUs of a kind of which no node is hidden."""
-    numbers = []
-    for found in catalogue.devices().values():
-        number = re.fullmatch(r"(?:gpu|card)?([0-9]+)", found.device.name)
-        nodes = {node.host_path for node in found.device.edits.nodes}
-        if number and found.spec.kind == kind and not nodes & hidden:
-            numbers.append(int(number.group(1)))
-    return numbers
+    devices = catalogue.devices()
+    visible = []
+    for number, name in numbered(catalogue.names(kind)).items():
+        nodes = devices[f"{kind}={name}"].device.edits.nodes
+        if hidden.isdisjoint(node.host_path for node in nodes):
+            visible.append(number)
+    return visible

@@ -127,7 +127,8 @@ def _open_node(node: Node) -> int:
     if kind not in TYPES.values() or TYPES.get(node.type, kind) != kind:
         os.close(source)
         raise SiteError(f"cannot use {node.host_path} of a CDI spec: it is no device of that type")
-    if any(said not in (-1, is_now) for said, is_now in zip(node[3:], numbers)):
+    # 0 is what a spec has that does not say: no device has it as its major number.
+    if node.major > 0 and (node.major, max(node.minor, 0)) != numbers:
         os.close(source)
         raise SiteError(
             f"cannot use the device {node.host_path}: its numbers are {numbers[0]}:{numbers[1]}, "

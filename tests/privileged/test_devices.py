@@ -29,7 +29,7 @@ from hpcwrap.config import Settings
 from hpcwrap.container import syscalls
 from hpcwrap.container.addition import Addition
 from hpcwrap.container.operations import Commands
-from hpcwrap.environment import Machine
+from hpcwrap.environment import Machine, Mount
 from hpcwrap.errors import SiteError, UserError
 from hpcwrap.gpus import Gpus
 
@@ -377,3 +377,22 @@ def test_a_missing_file_of_a_spec_is_told_with_its_line(make: Make, specs: Specs
     specs.write({"mounts": [{"hostPath": "/gone/x", "containerPath": "/x"}]})
     with pytest.raises(SiteError, match=r"cannot open /gone/x"):
         make(user_namespace=False, additions=[specs.add("0")])
+
+
+@pytest.mark.parametrize("path", [".hpcwrap", "usr/lib64/driver"])
+def test_links_of_the_image_lead_nothing_of_roots_to_the_host(
+    make: Make, driver: Driver, tmp_path: Path, path: str
+) -> None:
+    """What root makes inside stays inside, wherever the image's links point to."""
+    mounted = tmp_path / "mounted"
+    mounted.mkdir()
+    (driver.image / path).parent.mkdir(exist_ok=True, parents=True)
+    (driver.image / path).symlink_to("/srv")
+    link = "libcuda.so.1::/usr/lib64/driver/new/libcuda.so"
+    library = driver.library("libcuda.so.999.1", "libcuda.so.1", "cuda")
+    driver.write({"mounts": [library], "hooks": [hook("create-symlinks", "--link", link)]})
+    image = make_squashfs(driver.image)
+    srv = Mount(str(mounted), "/srv", "bind", (), "environments.d/test.yaml:3")
+    with pytest.raises(SiteError, match="in a mount of the host"):
+        make([srv], image=image, additions=[driver.add("0")], user_namespace=False)
+    assert list(mounted.rglob("*")) == []

@@ -115,6 +115,64 @@ def test_json_is_read_with_its_lines(tmp_path: Path) -> None:
 ONE = {"name": "one", "containerEdits": {"env": ["A=1"]}}
 
 
+# As amd-ctk 1.2 writes it.
+AMD = """\
+{
+  "cdiVersion": "0.6.0",
+  "kind": "amd.com/gpu",
+  "devices": [
+    {
+      "name": "0",
+      "containerEdits": {
+        "deviceNodes": [
+          {
+            "path": "/dev/dri/card1",
+            "type": "c",
+            "major": 226,
+            "minor": 1,
+            "fileMode": 432,
+            "permissions": "rwm",
+            "uid": 0,
+            "gid": 44
+          },
+          {"path": "/dev/kfd", "type": "c", "major": 235, "fileMode": 432, "permissions": "rw"}
+        ]
+      }
+    }
+  ],
+  "containerEdits": {}
+}
+"""
+
+# As Intel's guide to Docker and CDI has it.
+INTEL = """\
+---
+cdiVersion: 0.5.0
+kind: intel.com/gpu
+devices:
+    - name: gpu0
+      containerEdits:
+        deviceNodes:
+            - path: /dev/dri/card0
+              hostPath: /dev/dri/card0
+              type: c
+        mounts:
+            - hostPath: /dev/dri/by-path
+              containerPath: /dev/dri/by-path
+              options:
+                - rw
+                - rbind
+              type: bind
+"""
+
+
+def test_specs_of_other_vendors(tmp_path: Path) -> None:
+    (amd,) = cdifile.read_spec(write(tmp_path, "amd.json", AMD)).devices
+    assert amd.edits.nodes[0] == Node("/dev/dri/card1", "/dev/dri/card1", "c", 226, 1)
+    (intel,) = cdifile.read_spec(write(tmp_path, "intel.yaml", INTEL)).devices
+    assert intel.edits.mounts[0].options == ("rw", "rbind")
+
+
 @pytest.mark.parametrize(
     ("made", "complaint"),
     [

@@ -85,6 +85,14 @@ def test_numbers_of_other_namings(node: Node) -> None:
     assert node.nodes(Gpus(("1",))) == ["nvidia.com/gpu/gpu1"]
 
 
+def test_cards_count_from_the_first_one(node: Node) -> None:
+    """Intel's are named as in /dev/dri, where card0 may be the display of the node's BMC."""
+    node.kind("intel.com/gpu", "card10", "card1", "card2")
+    given = Gpus(("2",), ("intel.com",), renumber=True)
+    assert node.nodes(given) == ["intel.com/gpu/card10"]
+    assert renumbering(node.add(given))["ZE_AFFINITY_MASK"] == "2=0"
+
+
 @pytest.mark.parametrize(
     ("names", "complaint"),
     [
