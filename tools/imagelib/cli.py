@@ -16,12 +16,14 @@ from imagelib import cache
 from imagelib.commands import run
 from imagelib.mpirun import MPIRUN_12
 from imagelib.recipes import BUSYBOX_1, DEBIAN_12, RECIPES, Recipe
+from imagelib.suites import SUITES
 from imagelib.synthetic import SYNTHETIC
 
 EPILOG = """\
 The images: debian-12 (Debian 12 with Open MPI, three layers) and busybox-1 (two tiny layers), both
 made from Debian packages of the mirror that this machine's apt uses; mpirun-12 (Open MPI, MPICH,
-OpenSSH, numpy); and synthetic (3 GiB in 20 layers, made of nothing, for the benchmarks).  Say:
+OpenSSH, numpy); openmpi-13 and mpich-12 (one MPI's libraries, of Debian 13 and 12); and synthetic
+(3 GiB in 20 layers, made of nothing, for the benchmarks).  For example:
 
   tools/image build                        debian-12, unless it is in the cache
   tools/image push debian-12               to registry:5000/debian-12:latest in the cluster
@@ -29,7 +31,7 @@ OpenSSH, numpy); and synthetic (3 GiB in 20 layers, made of nothing, for the ben
   skopeo inspect oci:$(tools/image path debian-12)
 """
 
-IMAGES = {**RECIPES, **{recipe.name: recipe for recipe in (MPIRUN_12, SYNTHETIC)}}
+IMAGES = {**RECIPES, **SUITES, **{recipe.name: recipe for recipe in (MPIRUN_12, SYNTHETIC)}}
 
 
 def main(argv: Sequence[str]) -> int:

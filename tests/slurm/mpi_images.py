@@ -1,0 +1,37 @@
+"""Images with an MPI each, and one program of the host's compiler for each MPI."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import Sequence
+
+from site_tools import REPOSITORY, Ran, Site
+
+PROGRAM = REPOSITORY / "tools" / "imagelib" / "programs" / "mpi-hello.c"
+
+
+def add_images(site: Site, *names: str) -> None:
+    """Push images of tools/image, and make an environment of each, and one with the host's MPI."""
+    for name in names:
+        site.need("image", "push", name)
+        site.add_environment(name, f"image: registry:5000/{name}:latest\n")
+        site.add_environment(f"{name}-host", f"base: {name}\nmpi: host\n")
+
+
+def compile_program(site: Site, mpi: str) -> str:
+    """Compile hello-MPI into alice's home, against the host's `mpi`; the command to call it."""
+    path = f"{site.state}/home/alice/hello-{mpi}"
+    subprocess.run([f"mpicc.{mpi}", "-O2", "-o", path, str(PROGRAM)], check=True)
+    return f"/home/alice/hello-{mpi}"
+
+
+def srun(site: Site, environment: str, pmi: str, *command: str, ranks: int = 4) -> Ran:
+    """Run ranks on both nodes."""
+    options: Sequence[str] = ("-N2", f"-n{ranks}", f"--mpi={pmi}", f"--container={environment}")
+    return site.alice("srun", *options, *command)
+
+
+def found_each_other(ran: Ran, ranks: int = 4) -> bool:
+    """True when all ranks were ranks of one program and could speak to each other."""
+    right = ranks * (ranks - 1) // 2
+    return f"the ranks of {ranks} processes add up to {right}: right" in ran.stdout
