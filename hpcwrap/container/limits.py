@@ -32,11 +32,15 @@ PATIENCE = 10.0
 
 
 class Usage(NamedTuple):
-    """What a job's cgroup had to tell at its end; `peak` in bytes, 0 when unknown."""
+    """What a job's cgroup had to tell at its end; `peak` in bytes, 0 when unknown.
+
+    `lost` are files of limits that were no longer there.
+    """
 
     limits: Limits
     oom_kills: int
     peak: int
+    lost: Tuple[str, ...] = ()
 
     def sentence(self) -> str:
         """What the user is told when the kernel killed processes for memory; else empty."""
@@ -55,6 +59,15 @@ class Usage(NamedTuple):
             )
         return error.sentence()
 
+    def warning(self) -> str:
+        """What is to be told when somebody took a controller away from the job; else empty."""
+        if not self.lost:
+            return ""
+        return SiteError(
+            f"the job had lost limits before its end: another program took {self.lost[0]} away",
+            "systemd does so where no unit of a slice uses the controller",
+        ).sentence()
+
 
 def make(limits: Limits, place: JobPaths) -> None:
     """Make the cgroups of a job that its limits need.
@@ -64,7 +77,11 @@ def make(limits: Limits, place: JobPaths) -> None:
     """
     name = f"hpcwrap-{os.path.basename(place.directory)}"
     planned = plan(limits, name, find_hierarchies(), this_node())
-    note = {"limits": limits._asdict(), "cgroups": [[each.path, each.version] for each in planned]}
+    note = {
+        "limits": limits._asdict(),
+        "cgroups": [[each.path, each.version] for each in planned],
+        "files": _files(planned),
+    }
     publish(place.cgroups, json.dumps(note).encode(), 0o600)
     for cgroup in planned:
         _make(cgroup)
@@ -95,7 +112,8 @@ def release(place: JobPaths) -> Optional[Usage]:
         return None
     cgroups = [(str(path), int(version)) for path, version in note["cgroups"]]
     _end_processes(cgroups)
-    usage = _read_usage(Limits(**note["limits"]), cgroups)
+    lost = _lost(note["files"])
+    usage = _read_usage(Limits(**note["limits"]), cgroups)._replace(lost=lost)
     for path, _ in cgroups:
         _remove(path)
     return usage
@@ -125,6 +143,16 @@ def _huge_name(kilobytes: int) -> str:
         if kilobytes >= size:
             return f"{kilobytes // size}{unit}"
     return f"{kilobytes}KB"
+
+
+def _files(planned: Sequence[Cgroup]) -> List[str]:
+    """The files that hold the job to its limits: they are there as long as the controllers are."""
+    return [
+        f"{cgroup.path}/{setting.file}"
+        for cgroup in planned
+        for setting in cgroup.settings
+        if not setting.optional
+    ]
 
 
 def _make(cgroup: Cgroup) -> None:
@@ -197,6 +225,13 @@ def _read_note(place: JobPaths) -> Dict[str, Any]:
         return dict(json.loads(read(place.cgroups) or "{}"))
     except ValueError as error:
         raise SiteError(f"cannot read {place.cgroups}: {error}") from error
+
+
+def _lost(files: Sequence[str]) -> Tuple[str, ...]:
+    """Those of the files that have gone from cgroups that are still there."""
+    return tuple(
+        file for file in files if os.path.isdir(os.path.dirname(file)) and not os.path.exists(file)
+    )
 
 
 def _end_processes(cgroups: Sequence[Tuple[str, int]]) -> None:

@@ -173,7 +173,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def report(summary: Optional[Dict[str, Any]]) -> None:
-    """Tell the user, and the log, when the kernel killed processes for memory."""
+    """Tell the user, and the log, when the kernel killed for memory, or limits were lost."""
+    if summary and summary.get("lost_limits"):
+        log.warn(summary["lost_limits"])
     if summary and summary.get("oom"):
         log.say(summary["oom"])
         log.stage_line("run", **{key: summary[key] for key in ("job", "user", "node", "oom_kills")})

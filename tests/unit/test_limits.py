@@ -239,7 +239,8 @@ def test_a_job_without_cgroups_of_its_own_is_left_to_its_scheduler(tmp_path: Pat
 def test_cgroups_that_were_never_made_are_no_error_at_the_end(tmp_path: Path) -> None:
     place = JobPaths("7", str(tmp_path))
     Path(place.directory).mkdir()
-    note = {"limits": Limits(5)._asdict(), "cgroups": [[str(tmp_path / "gone"), 2]]}
+    gone = str(tmp_path / "gone")
+    note = {"limits": Limits(5)._asdict(), "cgroups": [[gone, 2]], "files": [f"{gone}/pids.max"]}
     Path(place.cgroups).write_text(json.dumps(note))
     assert limits.release(place) == limits.Usage(Limits(5), 0, 0)
     with pytest.raises(SiteError, match="cannot move the job into its cgroup"):

@@ -129,6 +129,24 @@ def test_a_controller_that_is_not_handed_to_us(vm: Vm) -> None:
         vm.need("rmdir /sys/fs/cgroup/small; echo +hugetlb >/sys/fs/cgroup/cgroup.subtree_control")
 
 
+def test_limits_that_somebody_takes_away_are_told(vm: Vm) -> None:
+    """As systemd does, when none of a slice's units uses the controller."""
+    vm.need("mkdir -p /sys/fs/cgroup/user.slice/session.scope")
+    try:
+        done = vm.run(
+            "echo $$ >/sys/fs/cgroup/user.slice/session.scope/cgroup.procs; rm -f /tmp/go; "
+            f"({RUN} --pids 9 limits -- sh -c 'touch /tmp/up; until test -e /tmp/go; do :; done'; "
+            "echo $? >/tmp/code) & until test -e /tmp/up; do sleep 0.1; done; "
+            "echo -pids >/sys/fs/cgroup/user.slice/cgroup.subtree_control; touch /tmp/go; wait; "
+            "rm -f /tmp/up; echo $$ >/sys/fs/cgroup/cgroup.procs; exit $(cat /tmp/code)"
+        )
+        assert done.code == 0
+        assert "hpcwrap: warning: the job had lost limits before its end" in done.stderr
+        assert "/pids.max away" in done.stderr
+    finally:
+        vm.need("rmdir /sys/fs/cgroup/user.slice/session.scope /sys/fs/cgroup/user.slice")
+
+
 def test_shared_memory_counts(vm: Vm) -> None:
     vm.add_environment("shared", image="limits", shm_size="100m")
     used = vm.need(
