@@ -3,7 +3,7 @@
 from typing import Iterator, List
 
 import pytest
-from vm import Vm, make
+from vm import Slurm, Vm, make
 
 # The first test of a run waits until the machine is made and up, perhaps beside a build.
 FIRST_SECONDS = 900
@@ -22,3 +22,10 @@ def virtual_machine() -> Iterator[Vm]:
     vm = make()
     yield vm
     vm.stop()
+
+
+@pytest.fixture(scope="session", name="slurm")
+def slurm_of_one_node(vm: Vm) -> Slurm:
+    """Slurm in the machine, which holds jobs to their limits by cgroup v2."""
+    vm.need("python3 -I /hpcwrap/tests/vm/slurm_in_vm.py", timeout=120)
+    return Slurm(vm)

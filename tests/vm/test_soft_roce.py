@@ -3,7 +3,7 @@
 from typing import Iterator
 
 import pytest
-from vm import Vm
+from vm import Slurm, Vm
 
 pytestmark = pytest.mark.vm
 
@@ -104,3 +104,16 @@ def test_little_memory_to_lock_is_noticed(vm: Vm) -> None:
     wait = f"until ls {record} 2>/dev/null; do sleep 0.1; done"
     job = vm.need(f"ulimit -l 64; {run}; {wait}; cat {record}; kill $run; wait $run; true")
     assert "ranks may lock only 64 KiB" in job
+
+
+@pytest.mark.parametrize("environment", ["image", "host"])
+def test_a_job_of_slurm_has_the_devices(slurm: Slurm, environment: str) -> None:
+    done = slurm.srun(environment, "ibv_devinfo")
+    assert (done.code, done.stdout.count("PORT_ACTIVE")) == (0, 2), done.stderr
+
+
+def test_a_job_of_slurm_without_a_fabric_has_no_way_to_one(slurm: Slurm) -> None:
+    done = slurm.srun("without", "ibv_devinfo; ls /.host/dev/infiniband; echo listed")
+    assert "No IB devices found" in done.stdout + done.stderr
+    assert done.stdout.endswith("listed\n")
+    assert "uverbs" not in done.stdout

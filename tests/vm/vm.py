@@ -8,6 +8,8 @@
         vm.add_environment("mine", image="tools", shm_size="64m")
         assert vm.run("hpcwrap run --user alice mine -- id").code == 0
 
+The fixture `slurm` is a Slurm of one node in it, on cgroup v2: `slurm.srun("mine", "id")`.
+
 One machine serves all tests of a run: what a test starts, mounts and makes it takes away again.
 There are root, alice (uid 2001) and bob (2002); cgroup v2 with all controllers in its root's
 subtree_control; two processors of perhaps a tenth of ours.  What is in /tmp, /run and anywhere
@@ -17,6 +19,7 @@ started, and may be written to without a trace.
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any, Sequence
@@ -69,6 +72,20 @@ class Vm:
         """Write an environment's file; values are those of its keys."""
         text = json.dumps(keys)  # JSON is YAML
         self.need(f"cat >/etc/hpcwrap/environments.d/{name}.yaml <<'END'\n{text}\nEND")
+
+
+class Slurm:
+    """Slurm in the machine: steps of alice."""
+
+    def __init__(self, vm: Vm) -> None:
+        self._vm = vm
+
+    def srun(self, environment: str, command: str, *options: str) -> Result:
+        """Run a shell command as a job of one rank in an environment's container."""
+        words = ["srun", "-n1", "--mem=64", f"--container={environment}", *options]
+        user = "setpriv --reuid=alice --regid=alice --init-groups"
+        step = shlex.join([*words, "sh", "-c", command])
+        return self._vm.run(f"cd /tmp && {user} {step}", timeout=90)
 
 
 def make() -> Vm:
