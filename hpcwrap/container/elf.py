@@ -17,6 +17,9 @@ MAGIC = b"\x7fELF"
 HEADER_SIZE = 20
 """Bytes of an ELF header up to and with e_machine."""
 
+BASE_VERSION = 1
+"""VER_FLG_BASE: the library's own name among its versions."""
+
 FUNCTIONS = ("STT_FUNC", "STT_GNU_IFUNC", "STT_LOOS")
 STRONG = ("STB_GLOBAL", "STB_WEAK", "STB_GNU_UNIQUE")
 
@@ -35,7 +38,8 @@ class Kind(NamedTuple):
 class Elf(NamedTuple):
     """The dynamic section of a shared library; `glibc` is the newest version of it that it needs.
 
-    `search` are its own directories (RPATH, RUNPATH) as they are written, with $ORIGIN.
+    `search` are its own directories (RPATH, RUNPATH) as they are written, with $ORIGIN.  `defines`
+    are the versions of symbols that it offers, such as LIBNL_3_5.
     """
 
     kind: Kind
@@ -43,6 +47,7 @@ class Elf(NamedTuple):
     needed: Tuple[str, ...]
     search: Tuple[str, ...]
     glibc: Version
+    defines: Tuple[str, ...] = ()
 
 
 def read_kind(header: bytes) -> Kind:
@@ -124,7 +129,7 @@ def _read_dynamic(file: BinaryIO, kind: Kind) -> Elf:
             for segment in elf.iter_segments("PT_DYNAMIC")
             for tag in segment.iter_tags()  # type: ignore[attr-defined]
         ]
-        versions = _needed_versions(elf)
+        versions, defines = _needed_versions(elf), _defined_versions(elf)
     except (ELFError, ValueError, KeyError, AttributeError) as error:
         raise NotElfError(f"it is a broken ELF file: {error}") from error
     search = [tag.runpath for name, tag in tags if name == "DT_RUNPATH"]
@@ -135,6 +140,7 @@ def _read_dynamic(file: BinaryIO, kind: Kind) -> Elf:
         needed=tuple(tag.needed for name, tag in tags if name == "DT_NEEDED"),
         search=tuple(path for text in search for path in text.split(":") if path),
         glibc=newest_glibc(versions),
+        defines=tuple(defines),
     )
 
 
@@ -147,4 +153,16 @@ def _needed_versions(elf: object) -> List[str]:
         if isinstance(section, GNUVerNeedSection)
         for _, auxiliaries in section.iter_versions()
         for auxiliary in auxiliaries
+    ]
+
+
+def _defined_versions(elf: object) -> List[str]:
+    from elftools.elf.gnuversions import GNUVerDefSection
+
+    return [
+        next(auxiliaries).name
+        for section in elf.iter_sections()  # type: ignore[attr-defined]
+        if isinstance(section, GNUVerDefSection)
+        for definition, auxiliaries in section.iter_versions()
+        if not definition["vd_flags"] & BASE_VERSION
     ]

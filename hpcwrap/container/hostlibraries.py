@@ -12,7 +12,7 @@ from typing import Dict, List, NamedTuple, Sequence, Tuple
 from hpcwrap.container import rootfs, syscalls
 from hpcwrap.container.elf import Version, file_version, format_version
 from hpcwrap.container.imagelibraries import Found, ImageLibraries
-from hpcwrap.container.libraries import Closure, Library
+from hpcwrap.container.libraries import Closure, Library, newest
 from hpcwrap.container.operations import ATTRIBUTES, Bind, Workshop
 from hpcwrap.errors import UserError
 
@@ -44,23 +44,32 @@ class HostLibraries(NamedTuple):
     def execute(self, workshop: Workshop) -> None:
         """Check, and mount.  Raises UserError."""
         image = ImageLibraries(workshop.root, self.closure.kind, self.directories)
-        self.check(image)
         mounts = [
             (library, path)
             for library in self.closure.libraries
             for path in self._places(library, image)
         ]
+        self.check(image, [library for library, _ in mounts])
         for source, target in self._directories(mounts):
             Bind(source, target, OPTIONS, as_user=False).execute(workshop)
         mount_files(workshop.root, mounts)
 
-    def check(self, image: ImageLibraries) -> None:
-        """Raise UserError where the image's programs could not load the libraries."""
-        check_glibc(image, self.closure.newest, self.purpose, self.cure)
+    def check(self, image: ImageLibraries, placed: Sequence[Library] = ()) -> None:
+        """Raise UserError where the image's programs could not load the libraries.
+
+        Those of them that are `placed` count, or all.
+        """
+        module = [self.closure.module] if self.closure.module else []
+        needing = newest([*placed, *module]) if placed else self.closure.newest
+        check_glibc(image, needing, self.purpose, self.cure)
+
+    def find(self, name: str, image: ImageLibraries) -> List[Found]:
+        """What the image has of a library, under any of its names."""
+        names = next((each for each in self.aliases if name in each), (name,))
+        return [each for name in names for each in image.find(name)]
 
     def _places(self, library: Library, image: ImageLibraries) -> List[str]:
-        names = [each for each in self.aliases if library.name in each] or [(library.name,)]
-        found = [each for name in names[0] for each in image.find(name)]
+        found = self.find(library.name, image)
         if library.name in self.guests and not found:
             return []
         return places(library, image, found, own=library.name in self.own)
@@ -96,7 +105,7 @@ def places(
     home = image.home()
     if home is None or any(each.mounted for each in found):
         return []
-    if found and not own and not _is_newer(library, found):
+    if found and not own and not is_newer(library, found, image):
         return []
     paths = [each.path for each in found]
     at_home = any(os.path.dirname(path) in image.system for path in paths)
@@ -125,13 +134,17 @@ def _beside(path: str, directory: str) -> str:
     return os.path.join(os.path.dirname(path), os.path.basename(directory))
 
 
-def _is_newer(library: Library, found: Sequence[Found]) -> bool:
-    """True when the host's file has the higher number, the soname being the same.
+def is_newer(library: Library, found: Sequence[Found], image: ImageLibraries) -> bool:
+    """True when the host's library is newer than all of the image's, the soname being the same.
 
     Whoever keeps a soname promises that the later library does for the earlier one's programs.
+    Where numbers are equal, that one is the later which has all versions of symbols of the other:
+    OpenSSL's files are libcrypto.so.3 from 3.0 on.
     """
     host = file_version(os.path.basename(library.path))
-    return all(host > each.version for each in found)
+    if any(host < each.version for each in found):
+        return False
+    return all(host > each.version or not image.has(each, library.defines) for each in found)
 
 
 def open_target(root: int, path: str) -> int:

@@ -7,25 +7,36 @@ from __future__ import annotations
 
 import errno
 import fnmatch
+import itertools
 import os
 import re
 import resource
 import stat
 from contextlib import suppress
-from typing import Dict, FrozenSet, List, NamedTuple, NoReturn, Optional, Sequence
+from typing import Dict, FrozenSet, Iterable, Iterator, List, NamedTuple, NoReturn, Optional, Sequence
 
 from hpcwrap.container import elf, rootfs
 from hpcwrap.container.elf import Kind, NotElfError, Version
 from hpcwrap.job import User
 
 LIBC = "libc.so.6"
-LIBC_SIZE = 16 << 20
+LIBC_SIZE = LIBRARY_SIZE = 16 << 20
 MUSL = "ld-musl-*"
 
 MULTIARCH = {3: "i386", 62: "x86_64", 183: "aarch64", 21: "powerpc64le", 243: "riscv64"}
 """Debian's names of machines, by their numbers in elf.h."""
 
 READER_LIMITS = {resource.RLIMIT_CPU: 20, resource.RLIMIT_AS: 2 << 30}
+
+MOST_INCLUDES = 100
+CONF_SIZE = 1 << 16
+"""Files and patterns of ld.so.conf that count, and bytes of each: more has no image, but one whose
+files include each other to keep root busy."""
+
+MOST_DIRECTORIES = 1000
+MOST_PARTS = 16
+MOST_NAMES = 5000
+"""Names that a pattern may look at on its way: with links to where they lie it would not end."""
 
 MORE = ("/usr/local/lib", "/usr/local/lib64")
 
@@ -62,7 +73,8 @@ class ImageLibraries:
         own = [path for pattern in (*MORE, *more) for path in expand(root, pattern)]
         # What a mount of the host shows, or a link that leads there, is not the image's.
         wanted = dict.fromkeys([*self.system, *configured(root), *own])
-        self.directories = [path for path in wanted if _is_own_directory(root, path)]
+        there = (path for path in wanted if _is_own_directory(root, path))
+        self.directories = list(itertools.islice(there, MOST_DIRECTORIES))
 
     def find(self, name: str) -> List[Found]:
         """All of that name, the linker's first; a file that is in two directories only once."""
@@ -95,6 +107,11 @@ class ImageLibraries:
     def has_musl(self) -> bool:
         """True when the image's programs use musl, whose libraries glibc's cannot join."""
         return bool(expand(self.root, f"/lib/{MUSL}"))
+
+    def has(self, found: Found, versions: Sequence[str]) -> bool:
+        """Whether a library has all of these versions of symbols; they stand in its text."""
+        content = rootfs.read_file(self.root, found.path, LIBRARY_SIZE) if versions else b""
+        return all(b"\0" + version.encode() + b"\0" in content for version in versions)
 
     def exports(self, path: str, user: User) -> FrozenSet[str]:
         """Names of the functions that a library offers; none where it is broken.
@@ -156,31 +173,50 @@ def _print_exports(user: User, file: int, answer: int) -> NoReturn:
 
 def configured(root: int, path: str = "/etc/ld.so.conf", depth: int = 4) -> List[str]:
     """Directories that an image's ld.so.conf names, with the files that it includes."""
-    found = []
-    text = rootfs.read_file(root, path).decode(errors="replace")
-    for line in text.splitlines():
-        words = line.partition("#")[0].split()
+    return list(_configured(root, path, depth, {}))
+
+
+def _configured(root: int, path: str, depth: int, seen: Dict[str, None]) -> Iterator[str]:
+    text = rootfs.read_file(root, path, CONF_SIZE).decode(errors="replace")
+    for words in (line.partition("#")[0].split() for line in text.splitlines()):
         if words[:1] == ["include"] and depth:
             patterns = [os.path.join(os.path.dirname(path), word) for word in words[1:]]
-            files = [file for pattern in patterns for file in expand(root, pattern)]
-            found += [each for file in files for each in configured(root, file, depth - 1)]
+            files = (file for each in _new(patterns, seen) for file in expand(root, each))
+            for file in _new(files, seen):
+                yield from _configured(root, file, depth - 1, seen)
         elif words and words[0].startswith("/"):
-            found.append(words[0].rstrip("/"))
-    return found
+            yield words[0].rstrip("/")
+
+
+def _new(paths: Iterable[str], seen: Dict[str, None]) -> Iterator[str]:
+    """Those that were not there before, as long as there are not too many."""
+    for path in paths:
+        if len(seen) < MOST_INCLUDES and path not in seen:
+            seen[path] = None
+            yield path
 
 
 def expand(root: int, pattern: str) -> List[str]:
     """Paths in an image that a pattern of the shell matches, sorted; a plain path is itself."""
     found = [""]
-    for part in pattern.strip("/").split("/"):
+    parts = pattern.strip("/").split("/")
+    for part in parts if len(parts) <= MOST_PARTS else ():
         if re.search(r"[*?[]", part):
-            found = [
-                f"{directory}/{name}"
-                for directory in found
-                for name in sorted(fnmatch.filter(_names(root, directory or "/"), part))
-            ]
+            found = _matching(root, found, part)
         else:
             found = [f"{directory}/{part}" for directory in found]
+    return [path for path in found if path]
+
+
+def _matching(root: int, directories: Iterable[str], pattern: str) -> List[str]:
+    found: List[str] = []
+    looked_at = 0
+    for directory in directories:
+        names = _names(root, directory or "/")
+        found += [f"{directory}/{name}" for name in sorted(fnmatch.filter(names, pattern))]
+        looked_at += 1 + len(names)
+        if looked_at > MOST_NAMES:
+            break
     return found
 
 

@@ -29,24 +29,33 @@ GLIBC = re.compile(
 
 
 class Library(NamedTuple):
-    """A library of the host: the name that it is loaded by, its file, the glibc that it needs."""
+    """A library of the host: the name that it is loaded by, its file, the glibc that it needs.
+
+    `defines` are the versions of symbols that it offers.
+    """
 
     name: str
     path: str
     glibc: Version
+    defines: Tuple[str, ...] = ()
 
 
 class Closure(NamedTuple):
     """Libraries of one kind with all that they need.
 
-    `newest` is that one of them, or of their modules, which needs the newest glibc.  `companions`
-    are the directories that they need beside.
+    `module` is that one of their modules which needs the newest glibc.  `companions` are the
+    directories that they need beside.
     """
 
     kind: Kind
     libraries: Tuple[Library, ...]
-    newest: Library
+    module: Optional[Library] = None
     companions: Tuple[Companion, ...] = ()
+
+    @property
+    def newest(self) -> Library:
+        """The library or module that needs the newest glibc."""
+        return newest([*self.libraries, *([self.module] if self.module else [])])
 
 
 def kept_closure(
@@ -90,8 +99,13 @@ def closure(
             break
         beside.update(dict.fromkeys(new))
         loaded += _add_modules(search, found, module_files(new))
-    newest = max([*found.values(), *loaded], key=lambda library: library.glibc)
-    return Closure(_read(files[0]).kind, tuple(found.values()), newest, tuple(beside))
+    module = newest(loaded) if loaded else None
+    return Closure(_read(files[0]).kind, tuple(found.values()), module, tuple(beside))
+
+
+def newest(libraries: Iterable[Library]) -> Library:
+    """The one that needs the newest glibc."""
+    return max(libraries, key=lambda library: library.glibc)
 
 
 def _add_modules(search: Search, found: Dict[str, Library], files: Iterable[str]) -> List[Library]:
@@ -177,7 +191,7 @@ def read_ld_cache() -> Dict[str, List[str]]:
 
 
 def _library(name: str, file: str, read: Elf) -> Library:
-    return Library(name, os.path.realpath(file), read.glibc)
+    return Library(name, os.path.realpath(file), read.glibc, read.defines)
 
 
 def _read(file: str) -> Elf:
@@ -218,12 +232,15 @@ def _read_document(path: str, asked: List[Any]) -> Optional[Dict[str, Any]]:
 
 
 def _restore(document: Dict[str, Any]) -> Closure:
-    *libraries, newest = [
-        Library(name, path, tuple(glibc))
-        for name, path, glibc in (*document["libraries"], document["newest"])
-    ]
+    libraries = tuple(map(_restore_library, document["libraries"]))
+    module = document["module"] and _restore_library(document["module"])
     beside = tuple(Companion(*each) for each in document["companions"])
-    return Closure(Kind(*document["kind"]), tuple(libraries), newest, beside)
+    return Closure(Kind(*document["kind"]), libraries, module, beside)
+
+
+def _restore_library(words: List[Any]) -> Library:
+    name, path, glibc, defines = words
+    return Library(name, path, tuple(glibc), tuple(defines))
 
 
 def _keep(path: str, asked: List[Any], found: Closure) -> None:

@@ -206,7 +206,7 @@ class HostMpi(NamedTuple):
 def swap(host: Host, image: ImageLibraries, workshop: Workshop) -> None:
     """Mount the host's libraries.  Raises UserError."""
     guests = host.guests
-    has_guests = guests and any(image.find(name) for name in guests.guests)
+    has_guests = guests and any(guests.find(name, image) for name in guests.guests)
     host.libraries.execute(workshop)
     if guests and has_guests:
         guests.execute(workshop)

@@ -30,6 +30,7 @@ PROGRAM = """
 const char *who(void);
 int main(void) { return puts(who()) < 0; }
 """
+HOME = "usr/lib/x86_64-linux-gnu"
 LOADER = "/lib64/ld-linux-x86-64.so.2"
 
 
@@ -112,6 +113,30 @@ def test_the_newer_one_is_taken_or_always_the_hosts(
     place.image_library(f"usr/lib/x86_64-linux-gnu/libwho.so.{image}", "image")
     library = place.host_library(f"libwho.so.{host}", "host")
     assert say(make, place, library, own=own) == ("host" if own else newer)
+
+
+@pytest.mark.parametrize(
+    ("host", "image", "newer"),
+    [
+        (["WHO_1", "WHO_2"], ["WHO_1"], "host"),
+        (["WHO_1"], ["WHO_1", "WHO_2"], "image"),
+        (["WHO_1"], ["WHO_1"], "image"),
+        (["WHO_1"], [], "host"),
+        ([], ["WHO_1"], "image"),
+    ],
+)
+def test_of_equal_numbers_the_one_with_more_versions_of_symbols_is_newer(
+    make: Make, place: Place, tmp_path: Path, host: list[str], image: list[str], newer: str
+) -> None:
+    program(place)
+    for directory, versions in ((place.host, host), (place.image / HOME, image)):
+        script = tmp_path / "versions"
+        script.write_text("".join(f"{name} {{ }};\n" for name in versions))
+        options = [f"-Wl,--version-script={script}"] if versions else []
+        source = who("host" if directory == place.host else "image")
+        file = directory / "libwho.so.1"
+        compile_library(file, source, soname="libwho.so.1", options=options)
+    assert say(make, place, place.host / "libwho.so.1", own=False) == newer
 
 
 def test_a_program_that_says_where_its_libraries_are_gets_the_hosts(
@@ -197,7 +222,7 @@ def needing(place: Place, version: tuple[int, ...]) -> HostLibraries:
     file = str(place.host_library("libwho.so.1.0.0", "host"))
     library = Library("libwho.so.1", file, version)
     kind = libraries.closure([file]).kind
-    return HostLibraries("MPI", Closure(kind, (library,), library), cure="take another image")
+    return HostLibraries("MPI", Closure(kind, (library,)), cure="take another image")
 
 
 @pytest.mark.parametrize(("needs", "has"), [("2.38", "2.31"), ("2.31", "2.9"), ("3.0", "2.99")])

@@ -37,6 +37,15 @@ def test_what_a_library_says_of_itself(library: Path) -> None:
     assert read.needed == ("libother.so.3", "libc.so.6")
     assert read.search == ("$ORIGIN/../lib", "/opt/lib")
     assert (2, 2) <= read.glibc < (3,)
+    assert read.defines == ()
+
+
+def test_versions_of_symbols_that_a_library_offers(tmp_path: Path) -> None:
+    script = tmp_path / "versions"
+    script.write_text("TEST_1 { global: called; };\nTEST_1_5 { global: offered; } TEST_1;\n")
+    options = [f"-Wl,--version-script={script}"]
+    library = compile_library(tmp_path / "libv.so", SOURCE, soname="libv.so.1", options=options)
+    assert elf.read(str(library)).defines == ("TEST_1", "TEST_1_5")
 
 
 def test_the_old_kind_of_search_path_counts_without_the_new_one(tmp_path: Path) -> None:
