@@ -13,7 +13,17 @@ import re
 import resource
 import stat
 from contextlib import suppress
-from typing import Dict, FrozenSet, Iterable, Iterator, List, NamedTuple, NoReturn, Optional, Sequence
+from typing import (
+    Dict,
+    FrozenSet,
+    Iterable,
+    Iterator,
+    List,
+    NamedTuple,
+    NoReturn,
+    Optional,
+    Sequence,
+)
 
 from hpcwrap.container import elf, rootfs
 from hpcwrap.container.elf import Kind, NotElfError, Version
@@ -173,26 +183,33 @@ def _print_exports(user: User, file: int, answer: int) -> NoReturn:
 
 def configured(root: int, path: str = "/etc/ld.so.conf", depth: int = 4) -> List[str]:
     """Directories that an image's ld.so.conf names, with the files that it includes."""
-    return list(_configured(root, path, depth, {}))
+    return list(_configured(root, path, depth, Included({}, {})))
 
 
-def _configured(root: int, path: str, depth: int, seen: Dict[str, None]) -> Iterator[str]:
+class Included(NamedTuple):
+    """The patterns and files that an ld.so.conf has named so far."""
+
+    patterns: Dict[str, None]
+    files: Dict[str, None]
+
+
+def _configured(root: int, path: str, depth: int, known: Included) -> Iterator[str]:
     text = rootfs.read_file(root, path, CONF_SIZE).decode(errors="replace")
     for words in (line.partition("#")[0].split() for line in text.splitlines()):
         if words[:1] == ["include"] and depth:
             patterns = [os.path.join(os.path.dirname(path), word) for word in words[1:]]
-            files = (file for each in _new(patterns, seen) for file in expand(root, each))
-            for file in _new(files, seen):
-                yield from _configured(root, file, depth - 1, seen)
+            files = (file for each in _new(patterns, known.patterns) for file in expand(root, each))
+            for file in _new(files, known.files):
+                yield from _configured(root, file, depth - 1, known)
         elif words and words[0].startswith("/"):
             yield words[0].rstrip("/")
 
 
-def _new(paths: Iterable[str], seen: Dict[str, None]) -> Iterator[str]:
+def _new(paths: Iterable[str], known: Dict[str, None]) -> Iterator[str]:
     """Those that were not there before, as long as there are not too many."""
     for path in paths:
-        if len(seen) < MOST_INCLUDES and path not in seen:
-            seen[path] = None
+        if len(known) < MOST_INCLUDES and path not in known:
+            known[path] = None
             yield path
 
 

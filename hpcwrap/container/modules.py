@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from typing import Iterable, List, NamedTuple, Set, Tuple
 
 MCA_USERS = re.compile(r"lib(mpi|open[-_]\w+|pmix|prrte)\.so\.\d+")
@@ -68,8 +69,32 @@ def mca_directories(path: str) -> List[str]:
     return sorted({os.path.normpath(base) for base in bases if _has_content(base)})
 
 
+def is_guarded(path: str) -> bool:
+    """Whether nobody but its owners and root decides what a path of the host leads to.
+
+    A library's text names /tmp, too: what anyone may put there must not come into others' jobs.
+    Below a sticky directory such as that only what is root's is safe.
+    """
+    return all(map(_is_guarded_way, {path, os.path.realpath(path)}))
+
+
+def _is_guarded_way(path: str) -> bool:
+    anyones = False
+    for end in [match.start() for match in re.finditer("/", path)] + [len(path)]:
+        try:
+            owner, mode = os.lstat(path[:end] or "/").st_uid, os.stat(path[:end] or "/").st_mode
+        except OSError:
+            return False
+        if anyones and owner != 0:
+            return False
+        anyones = bool(mode & stat.S_IWOTH)
+        if anyones and not mode & stat.S_ISVTX:
+            return False
+    return not anyones
+
+
 def _existing(paths: Iterable[str]) -> Set[str]:
-    return {path for path in paths if os.path.isdir(path)}
+    return {path for path in paths if os.path.isdir(path) and is_guarded(path)}
 
 
 def _has_content(directory: str) -> bool:
