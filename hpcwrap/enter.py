@@ -47,6 +47,8 @@ def become_command(
     A process's edge: a failure is told in a sentence, and the code is FAILED.
     """
     try:
+        # First of all: a lower limit of files hides those above it from sysconf(3).
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
         join_limits(paths.JobPaths(job.id))
         set_rlimits(made.rlimits if made else ())
         become(job.user)
@@ -84,10 +86,9 @@ def set_rlimits(texts: Iterable[str]) -> None:
 
 
 def become(user: User) -> None:
-    """Become the user for good, with no file of ours open and no signal of Python's ignored."""
+    """Become the user for good, with no signal ignored that Python ignores."""
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     os.setgroups(list(user.groups))
     os.setresgid(user.gid, user.gid, user.gid)
     os.setresuid(user.uid, user.uid, user.uid)

@@ -238,6 +238,9 @@ def _end_processes(cgroups: Sequence[Tuple[str, int]]) -> None:
     """Kill until nobody is left: killed processes take a moment, and forks may be under way."""
     until = time.monotonic() + PATIENCE
     pause = 0.001
+    for path, _ in cgroups:
+        with suppress(OSError):
+            write(f"{path}/pids.max", "0")  # where it is there, nobody is born any more
     while any(_processes(path) for path, _ in cgroups):
         if time.monotonic() > until:
             raise NodeError(f"cannot end the processes in {cgroups[0][0]}", "are they in state D?")

@@ -24,15 +24,17 @@ MEBIBYTE = 1 << 20
 Start = Callable[..., "subprocess.Popen[str]"]
 
 
-@pytest.fixture(params=["all hierarchies", "version 1"])
+@pytest.fixture(params=["all hierarchies", "version 1", "without freezer"])
 def place(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[paths.JobPaths]:
     """The directory of a job whose cgroups go away with the test."""
-    if request.param == "version 1":
+    if request.param != "all hierarchies":
         old = [each for each in cgroups.find_hierarchies() if each.version == 1]
         if not any("freezer" in each.controllers for each in old):
             pytest.skip("the controllers are in version 2 here")
+        if request.param == "without freezer":
+            old = [each for each in old if "freezer" not in each.controllers]
         monkeypatch.setattr(limits, "find_hierarchies", lambda: old)
     made = paths.JobPaths(f"test{os.getpid()}", str(tmp_path))
     os.mkdir(made.directory)
