@@ -295,16 +295,30 @@ class KeepHostRoot(NamedTuple):
     """The new root takes the place of the host's, which stays to be seen, for its commands."""
 
     def describe(self) -> str:
-        return f"pivot_root, the host's root to {HOST_ROOT} (nosuid)"
+        return f"pivot_root, the host's root to {HOST_ROOT} (nosuid, devices in its /dev only)"
 
     def execute(self, workshop: Workshop) -> None:
         os.fchdir(workshop.root)
         syscalls.pivot_root(".", f".{HOST_ROOT}")
         os.chdir("/")
         syscalls.umount2(HOST_ROOT + workshop.stage, syscalls.MNT_DETACH)
-        host = os.open(HOST_ROOT, rootfs.DIRECTORY)
-        syscalls.mount_setattr(host, syscalls.MOUNT_ATTR_NOSUID, recursive=True)
-        os.close(host)
+        _take_devices(HOST_ROOT)
+
+
+def _take_devices(host: str) -> None:
+    """Leave device nodes in the host's /dev alone, where those that a job must not use are covered.
+
+    The host may have others of the same numbers: in a chroot(2)'s /dev, or an image on its disk.
+    """
+    root = os.open(host, rootfs.DIRECTORY)
+    dev = rootfs.open_inside(root, "/dev", rootfs.DIRECTORY)
+    tree = syscalls.open_tree(dev, syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE)
+    syscalls.mount_setattr(tree, syscalls.MOUNT_ATTR_NOSUID, recursive=True)
+    all_of_it = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
+    syscalls.mount_setattr(root, all_of_it, recursive=True)
+    syscalls.move_mount(tree, dev)
+    for fd in (root, dev, tree):
+        os.close(fd)
 
 
 def _mount_point(root: int, path: str, *, like: int) -> int:

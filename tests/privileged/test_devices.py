@@ -199,6 +199,25 @@ def test_the_hosts_root_inside_hides_them_too(make: Make, specs: Specs) -> None:
     assert container.run("sh", "-c", ": </.host/dev/nvidia1").code != 0
 
 
+def test_the_hosts_root_inside_has_devices_in_its_dev_only(
+    make: Make, specs: Specs, tmp_path: Path
+) -> None:
+    """A host has more nodes of the same numbers: a chroot's, those of an image on its disk."""
+    other = tmp_path / "chroot/dev"
+    other.mkdir(parents=True)
+    syscalls.mount("tmpfs", str(other), "tmpfs", syscalls.MS_NOSUID, "mode=755")
+    try:
+        make_node(other / "nvidia1", stat.S_IFCHR | 0o666, ZERO)
+        commands = Commands("/usr/bin", ("srun",), str(ENTER))
+        container = make(user_namespace=False, additions=[specs.add("0")], commands=commands)
+    finally:
+        syscalls.umount2(str(other), syscalls.MNT_DETACH)
+    assert container.run("ls", f"/.host{other}").stdout == "nvidia1\n"
+    assert container.run("sh", "-c", f": <>/.host{other}/nvidia1").code != 0
+    assert container.run("sh", "-c", ": <>/.host/dev/null").code == 0
+    assert container.run("umount", "/.host/dev").code != 0
+
+
 def test_the_hosts_own_devices_stay_as_they_are(make: Make, specs: Specs) -> None:
     make(user_namespace=False, additions=[specs.add("0")])
     for name in GPUS:

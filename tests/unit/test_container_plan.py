@@ -58,7 +58,7 @@ def test_commands_of_the_host_keep_its_root() -> None:
     assert found[-3:] == [
         "the host's commands from /usr/bin: srun",
         "root read-only",
-        "pivot_root, the host's root to /.host (nosuid)",
+        "pivot_root, the host's root to /.host (nosuid, devices in its /dev only)",
     ]
 
 

@@ -50,11 +50,11 @@ def test_an_image_cannot_keep_root_busy(tmp_path: Path, line: str) -> None:
     """By files that include themselves, links to where they lie, and lines without number."""
     (tmp_path / "d").mkdir()
     (tmp_path / "etc").mkdir()
+    text = "".join(f"{line}{'/.' * number}\n" for number in range(300))
     for number in range(300):
         (tmp_path / "d" / str(number)).symlink_to(".")
         (tmp_path / "etc" / str(number)).write_text(f"{line}\n" * 300)
-    lines = (f"{line}{'/.' * number}\n" for number in range(300))
-    (tmp_path / "etc/ld.so.conf").write_text("".join(lines))
+    (tmp_path / "etc/ld.so.conf").write_text(f"{line}\n" * 300 + text)
     ran = subprocess.run(
         [sys.executable, "-c", LOOK, tmp_path],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (ENOUGH, ENOUGH)),
