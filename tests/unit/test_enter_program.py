@@ -260,6 +260,11 @@ def test_renumber(enter: Enter, table: str, old: str, new: str) -> None:
     assert enter.environment("renumber", "V", table, env={"V": old}) == {"V": new}
 
 
+def test_a_note_is_for_who_starts_steps_and_changes_nothing(enter: Enter) -> None:
+    words = ("note", "A", "b", "a sentence", "set", "C", "1")
+    assert enter.environment(*words, env={"A": "b"}) == {"A": "b", "C": "1"}
+
+
 def test_renumber_makes_no_variable(enter: Enter) -> None:
     assert enter.environment("renumber", "V", "1=0", env={"A": "1"}) == {"A": "1"}
 
