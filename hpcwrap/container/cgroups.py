@@ -95,11 +95,33 @@ def _unescape(text: str) -> str:
 
 def find_hierarchies() -> List[Hierarchy]:
     """The hierarchies of this process, with their levels."""
-    found = parse_hierarchies(read("/proc/self/mountinfo"), read("/proc/self/cgroup"))
+    parsed = parse_hierarchies(read("/proc/self/mountinfo"), read("/proc/self/cgroup"))
+    found = [each._replace(own=_roots_own(each)) for each in parsed]
     return [
         each._replace(levels=tuple(_read_levels(each))) if each.version == 2 else each
         for each in found
     ]
+
+
+def _roots_own(hierarchy: Hierarchy) -> str:
+    """Our own cgroup, or the lowest above it that is root's, as all those above it are.
+
+    Whoever owns one, such as a user whose session systemd has delegated it to, may move processes
+    into it from all cgroups below (cgroups(7)): the user would leave the job's.
+    """
+    path = hierarchy.mount
+    for name in filter(None, hierarchy.own[len(hierarchy.mount) :].split("/")):
+        below = f"{path}/{name}"
+        if not (_is_roots(below) and _is_roots(f"{below}/{PROCS}")):
+            break
+        path = below
+    return path
+
+
+def _is_roots(path: str) -> bool:
+    with suppress(OSError):
+        return os.stat(path).st_uid == 0
+    return False
 
 
 def _read_levels(hierarchy: Hierarchy) -> List[Level]:

@@ -8,13 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Callable, Iterator, List
+from typing import Callable, FrozenSet, Iterator, List, Sequence
 
 import pytest
 from containers import ALICE
 
 from hpcwrap import epilog, paths
 from hpcwrap.container import cgroups, limits
+from hpcwrap.container.limitplan import plan
 from hpcwrap.errors import SiteError, UserError
 from hpcwrap.job import Limits
 
@@ -30,17 +31,20 @@ def place(
 ) -> Iterator[paths.JobPaths]:
     """The directory of a job whose cgroups go away with the test."""
     if request.param != "all hierarchies":
-        old = [each for each in cgroups.find_hierarchies() if each.version == 1]
-        if not any("freezer" in each.controllers for each in old):
+        found = [each.controllers for each in cgroups.find_hierarchies() if each.version == 1]
+        if not any("freezer" in each for each in found):
             pytest.skip("the controllers are in version 2 here")
-        if request.param == "without freezer":
-            old = [each for each in old if "freezer" not in each.controllers]
-        monkeypatch.setattr(limits, "find_hierarchies", lambda: old)
+        left = [each for each in found if request.param == "version 1" or "freezer" not in each]
+        monkeypatch.setattr(limits, "find_hierarchies", lambda: version_1(left))
     made = paths.JobPaths(f"test{os.getpid()}", str(tmp_path))
     os.mkdir(made.directory)
     yield made
     limits.release(made)
     assert left_over(made) == []
+
+
+def version_1(controllers: Sequence[FrozenSet[str]]) -> List[cgroups.Hierarchy]:
+    return [each for each in cgroups.find_hierarchies() if each.controllers in controllers]
 
 
 def left_over(place: paths.JobPaths) -> List[str]:
@@ -163,6 +167,34 @@ def test_a_user_cannot_leave(
     assert out.startswith("[]")
     if not namespaces:
         assert out.count(f"/hpcwrap-{os.path.basename(place.directory)}\n") == len(where(place))
+
+
+def test_a_user_cannot_leave_into_a_cgroup_of_its_own(place: paths.JobPaths) -> None:
+    """A session's cgroup may be its user's (Delegate= of systemd.resource-control(5))."""
+    limit = Limits(memory=64 * MEBIBYTE)
+    before = {path: os.path.dirname(path) for path in planned(place, limit)}
+    delegated = [f"{parent}/delegated{os.getpid()}" for parent in before.values()]
+    try:
+        for path in delegated:
+            os.mkdir(path)
+            for name in ("", "/cgroup.procs", "/tasks"):
+                if os.path.exists(path + name):
+                    os.chown(path + name, ALICE.uid, ALICE.gid)
+            cgroups.write(f"{path}/cgroup.procs", "0")
+        limits.make(limit, place)
+        assert {path: os.path.dirname(path) for path in where(place)} == before
+    finally:
+        limits.release(place)
+        for path, parent in zip(delegated, before.values()):
+            cgroups.write(f"{parent}/cgroup.procs", "0")
+            os.rmdir(path)
+
+
+def planned(place: paths.JobPaths, limit: Limits) -> List[str]:
+    """The cgroups that a job of these limits gets from where we are."""
+    name = f"hpcwrap-{os.path.basename(place.directory)}"
+    hierarchies = limits.find_hierarchies()
+    return [each.path for each in plan(limit, name, hierarchies, limits.this_node())]
 
 
 STUBBORN = """
