@@ -22,9 +22,9 @@ def environment(vm: Vm) -> None:
 
 @pytest.fixture(autouse=True)
 def nothing_is_left(vm: Vm) -> Iterator[None]:
-    """However a run ends, its cgroup and directory go."""
+    """However a run ends, its cgroup and directory go (Slurm's epilog comes when it comes)."""
     yield
-    assert vm.need("find /sys/fs/cgroup -name 'hpcwrap*'; ls /run/hpcwrap/jobs") == ""
+    assert vm.need("find /sys/fs/cgroup -name 'hpcwrap*'; ls -d /run/hpcwrap/jobs/run-* || :") == ""
 
 
 def test_what_is_asked_for_is_what_the_kernel_has(vm: Vm) -> None:
@@ -181,3 +181,24 @@ def test_rlimits_are_raised_by_root(vm: Vm) -> None:
         f"ulimit -l 64; ulimit -n 1000; {RUN} raised -- sh -c 'ulimit -l; ulimit -n; ulimit -Hn'"
     )
     assert inside.split() == ["unlimited", "2048", "65536"]
+
+
+@pytest.mark.usefixtures("slurm")
+def test_the_check_of_setup_sees_what_slurm_enforces(vm: Vm) -> None:
+    lines = [line.split() for line in vm.run("hpcwrap setup slurm --check").stdout.splitlines()]
+    told = {words[2]: words[0] for words in lines if len(words) > 2}
+    constrained = {state for key, state in told.items() if key.startswith("Constrain")}
+    assert {told["TaskPlugin"], told["ProctrackType"], *constrained} == {"ok"}
+    assert len([key for key in told if key.startswith("Constrain")]) == 4
+
+
+@pytest.mark.usefixtures("slurm")
+def test_limits_of_the_submit_host_do_not_come_over_raised_ones(vm: Vm) -> None:
+    """slurmstepd would set soft limits that srun saw (PropagateResourceLimits)."""
+    vm.add_environment("raised", image="limits", rlimits=["memlock=unlimited", "nofile=2k:64k"])
+    found = vm.need(
+        "cd /tmp; ulimit -S -n 100; ulimit -l 64; "
+        "setpriv --reuid=alice --regid=alice --init-groups srun --mem=64 --container=raised "
+        "sh -c 'ulimit -l; ulimit -n; ulimit -Hn'"
+    )
+    assert found.split() == ["unlimited", "2048", "65536"]
