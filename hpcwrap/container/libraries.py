@@ -15,7 +15,7 @@ from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tu
 from hpcwrap import paths
 from hpcwrap.container import elf
 from hpcwrap.container.elf import Elf, Kind, NotElfError, Version
-from hpcwrap.container.modules import Companion, companions, module_files
+from hpcwrap.container.modules import Companion, companions, is_guarded, module_files
 from hpcwrap.errors import SiteError
 from hpcwrap.record import publish
 
@@ -144,6 +144,7 @@ class Search:
     def __init__(self, first: Sequence[str] = ()) -> None:
         self._first = tuple(dict.fromkeys(first))
         self._cache: Optional[Dict[str, List[str]]] = None
+        self._known: Dict[str, bool] = {}
 
     def by_name(self, name: str) -> List[str]:
         """All of that name in the cache, the preferred one first."""
@@ -168,7 +169,8 @@ class Search:
     def _find(self, name: str, file: str, user: Elf) -> Tuple[str, Elf]:
         origin = os.path.dirname(os.path.realpath(file))
         own = [re.sub(r"\$\{?ORIGIN\}?", origin, directory) for directory in user.search]
-        near = [os.path.join(directory, name) for directory in (*own, *self._first)]
+        # What a build left in it may be relative, or in /tmp: anyone's.
+        near = [os.path.join(directory, name) for directory in self._safe((*own, *self._first))]
         for path in [*near, *self.by_name(name)]:
             with contextlib.suppress(OSError, NotElfError):
                 read = elf.read(path)
@@ -177,6 +179,12 @@ class Search:
         raise SiteError(
             f"cannot find the library {name}, which {file} needs", "install it, or run ldconfig"
         )
+
+    def _safe(self, directories: Sequence[str]) -> List[str]:
+        for each in directories:
+            if each not in self._known:
+                self._known[each] = each.startswith("/") and is_guarded(each)
+        return [each for each in directories if self._known[each]]
 
 
 def read_ld_cache() -> Dict[str, List[str]]:

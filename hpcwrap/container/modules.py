@@ -73,7 +73,7 @@ def is_guarded(path: str) -> bool:
     """Whether nobody but its owners and root decides what a path of the host leads to.
 
     A library's text names /tmp, too: what anyone may put there must not come into others' jobs.
-    Below a sticky directory such as that only what is root's is safe.
+    Below a sticky directory such as that only what is root's, or ours, is safe.
     """
     return all(map(_is_guarded_way, {path, os.path.realpath(path)}))
 
@@ -85,7 +85,7 @@ def _is_guarded_way(path: str) -> bool:
             owner, mode = os.lstat(path[:end] or "/").st_uid, os.stat(path[:end] or "/").st_mode
         except OSError:
             return False
-        if anyones and owner != 0:
+        if anyones and owner not in (0, os.geteuid()):
             return False
         anyones = bool(mode & stat.S_IWOTH)
         if anyones and not mode & stat.S_ISVTX:

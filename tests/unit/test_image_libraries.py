@@ -64,6 +64,7 @@ def test_an_image_cannot_keep_root_busy(tmp_path: Path, line: str) -> None:
     assert int(ran.stdout) <= imagelibraries.MOST_DIRECTORIES
 
 
+@pytest.mark.privileged
 def test_what_anyone_may_write_is_no_directory_of_modules(tmp_path: Path) -> None:
     """Open MPI's libraries have /tmp in their text: what lies there would get into others' jobs."""
     for name in ("guarded", "anyones", "anyones/below", "others"):

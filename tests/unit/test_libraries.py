@@ -61,6 +61,13 @@ def test_a_closure_agrees_with_the_dynamic_linker() -> None:
     assert found == {k: v for k, v in expected.items() if not libraries.GLIBC.fullmatch(k)}
 
 
+def test_a_library_is_not_looked_for_where_anyone_may_put_one(top: Path, tmp_path: Path) -> None:
+    """A build may have left its own directory in a library; the user who makes it anew decides."""
+    (tmp_path / "deep").chmod(0o1777)
+    with pytest.raises(SiteError, match=r"cannot find the library libbottom\.so\.2"):
+        libraries.closure([str(top)])
+
+
 def test_a_missing_need_is_the_sites(top: Path, tmp_path: Path) -> None:
     (tmp_path / "deep" / "libbottom.so.2").unlink()
     with pytest.raises(SiteError, match=r"cannot find the library libbottom.so.2, which .*middle"):
