@@ -43,7 +43,10 @@ class HostLibraries(NamedTuple):
 
     def execute(self, workshop: Workshop) -> None:
         """Check, and mount.  Raises UserError."""
-        image = ImageLibraries(workshop.root, self.closure.kind, self.directories)
+        self.bring(workshop, ImageLibraries(workshop.root, self.closure.kind, self.directories))
+
+    def bring(self, workshop: Workshop, image: ImageLibraries) -> None:
+        """Do it in an image that was looked at before.  Raises UserError."""
         mounts = [
             (library, path)
             for library in self.closure.libraries

@@ -85,6 +85,8 @@ class ImageLibraries:
         wanted = dict.fromkeys([*self.system, *configured(root), *own])
         there = (path for path in wanted if _is_own_directory(root, path))
         self.directories = list(itertools.islice(there, MOST_DIRECTORIES))
+        libc = (path for path in self.system if self._look(os.path.join(path, LIBC)))
+        self._home = next(libc, None)
 
     def find(self, name: str) -> List[Found]:
         """All of that name, the linker's first; a file that is in two directories only once."""
@@ -100,10 +102,7 @@ class ImageLibraries:
 
         None in an image without one, whose programs load no libraries.
         """
-        for directory in self.system:
-            if self._look(os.path.join(directory, LIBC)):
-                return directory
-        return None
+        return self._home
 
     def glibc(self) -> Version:
         """The version of the image's glibc; empty where it cannot be told."""

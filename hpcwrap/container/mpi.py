@@ -72,6 +72,7 @@ def addition(configured: Sequence[str]) -> Addition:
 
     Raises SiteError when the host has no MPI library.
     """
+    refuse_doubles(configured)
     hosts = [host_mpi(path) for path in configured or default_libraries()]
     if not hosts:
         names = ", ".join(name for family in FAMILIES for name in family.names)
@@ -85,10 +86,21 @@ def addition(configured: Sequence[str]) -> Addition:
 
 
 def default_libraries() -> List[str]:
-    """The host's libraries of each family, as programs of the host find them."""
-    names = [name for family in FAMILIES for name in family.names]
-    found = libraries.kept_find(names)
-    return list(dict.fromkeys(os.path.realpath(path) for path in found.values()))
+    """The host's library of each family, as programs of the host find it."""
+    found = libraries.kept_find([name for family in FAMILIES for name in family.names])
+    families = [[found[name] for name in family.names if name in found] for family in FAMILIES]
+    return [paths[0] for paths in families if paths]
+
+
+def refuse_doubles(configured: Sequence[str]) -> None:
+    """Raise SiteError for two libraries of one family: which one would it be?"""
+    families = [family_of(os.path.realpath(path)).title for path in configured]
+    for title in families:
+        if families.count(title) > 1:
+            raise SiteError(
+                f"cannot choose the host's MPI: mpi_libraries names two libraries of {title}",
+                "leave one of them out",
+            )
 
 
 class Host(NamedTuple):
@@ -207,9 +219,9 @@ def swap(host: Host, image: ImageLibraries, workshop: Workshop) -> None:
     """Mount the host's libraries.  Raises UserError."""
     guests = host.guests
     has_guests = guests and any(guests.find(name, image) for name in guests.guests)
-    host.libraries.execute(workshop)
+    host.libraries.bring(workshop, image)
     if guests and has_guests:
-        guests.execute(workshop)
+        guests.bring(workshop, image)
 
 
 def check(host: Host, found: Found, image: ImageLibraries, workshop: Workshop) -> None:

@@ -113,6 +113,11 @@ def test_no_mpi_on_the_host_is_the_sites_error(monkeypatch: pytest.MonkeyPatch) 
     assert "name it in the setting mpi_libraries" in raised.value.sentence()
 
 
+def test_two_libraries_of_one_family_are_the_sites_error() -> None:
+    with pytest.raises(SiteError, match="mpi_libraries names two libraries of MPICH"):
+        mpi.addition(["/opt/a/lib/libmpi.so.12", "/opt/a/lib/libmpi.so.40", "/b/libmpich.so.12.1"])
+
+
 def test_directories_of_modules_are_read_as_configure_left_them(tmp_path: Path) -> None:
     prefix = tmp_path / "opt" / "mpi"
     for name in ("lib/openmpi", "share/openmpi", "etc", "include"):
