@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,7 +14,8 @@ from typing import Callable, FrozenSet, Iterator, List, Sequence
 import pytest
 from containers import ALICE
 
-from hpcwrap import epilog, paths
+from hpcwrap import epilog, paths, record, snapshot
+from hpcwrap.config import Settings
 from hpcwrap.container import cgroups, limits
 from hpcwrap.container.limitplan import plan
 from hpcwrap.errors import SiteError, UserError
@@ -95,6 +97,25 @@ def test_more_memory_than_the_limit_is_not_to_be_had(place: paths.JobPaths, star
     assert usage.oom_kills == 1
     assert 32 * MEBIBYTE < usage.peak <= 64 * MEBIBYTE
     assert "memory limit of 64 MiB: the kernel killed 1 of its processes" in usage.sentence()
+
+
+def test_the_sites_log_has_what_the_kernel_killed(
+    place: paths.JobPaths, start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = Settings(log=str(tmp_path / "jobs.jsonl"))
+    monkeypatch.setattr(paths, "JobPaths", lambda _job: place)
+    monkeypatch.setattr(snapshot, "load_settings", lambda: settings)
+    limits.make(Limits(memory=64 * MEBIBYTE), place)
+    names = ("7", "pbs", "n1", "alice", "debian-12", "", "debian:12", "sha256:0")
+    record.write_record(place, record.Record(*names, started=0.0, milliseconds={}))
+    start(*python("x = b'x' * (200 << 20)")).wait()
+    summary = epilog.epilog("7")
+    assert summary is not None
+    epilog.keep(summary)
+    kept = json.loads(Path(settings.log).read_text())
+    assert (kept["oom_kills"], kept["lost_limits"]) == (1, "")
+    assert "the job reached its memory limit of 64 MiB" in kept["oom"]
+    assert kept["memory_peak"] > 32 * MEBIBYTE
 
 
 def test_enough_memory_is_no_story(place: paths.JobPaths, start: Start) -> None:
