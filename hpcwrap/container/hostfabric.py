@@ -24,7 +24,8 @@ class HostFabric(NamedTuple):
 
     def describe(self) -> str:
         """Say in one line what the operation does."""
-        return f"{self.libraries.describe()}, and {len(self.drivers)} drivers"
+        own = " ".join(self.libraries.own)
+        return f"the host's {own}, what they need, and {len(self.drivers)} drivers"
 
     def execute(self, workshop: Workshop) -> None:
         """Check, and mount.  Raises UserError."""

@@ -27,5 +27,5 @@ def virtual_machine() -> Iterator[Vm]:
 @pytest.fixture(scope="session", name="slurm")
 def slurm_of_one_node(vm: Vm) -> Slurm:
     """Slurm in the machine, which holds jobs to their limits by cgroup v2."""
-    vm.need("python3 -I /hpcwrap/tests/vm/slurm_in_vm.py", timeout=120)
+    vm.need("python3 -I /hpcwrap/tests/vm/slurm_in_vm.py")
     return Slurm(vm)

@@ -12,7 +12,7 @@ PREFIX = Path("/opt/hpcwrap")
 SHARE = PREFIX / "share" / "hpcwrap"
 SLURM = Path("/etc/slurm")
 KEY = Path("/etc/munge/munge.key")
-START_SECONDS = 60.0
+START_SECONDS = 200.0
 
 SLURM_CONF = f"""\
 ClusterName=vm

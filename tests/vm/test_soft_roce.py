@@ -58,7 +58,7 @@ def test_two_containers_talk_over_verbs(vm: Vm, environment: str) -> None:
     serve = inside(environment, "ibv_rc_pingpong -d rxe0 -g 1 -n 100")
     ask = inside(environment, "ibv_rc_pingpong -d rxe0 -g 1 -n 100 127.0.0.1")
     wait = "until ss -ltn | grep -q :18515; do sleep 0.1; done"
-    said = vm.need(f"{serve} & {wait}; {ask} && wait $!", timeout=90)
+    said = vm.need(f"{serve} & {wait}; {ask} && wait $!")
     assert said.count("100 iters in") == 2
 
 
@@ -67,7 +67,7 @@ def test_two_containers_talk_by_the_connection_manager(vm: Vm, environment: str)
     serve = inside(environment, "rping -s -a 10.9.0.1 -C 3")
     ask = inside(environment, "rping -c -a 10.9.0.1 -C 3 -v")
     wait = "until rdma resource show cm_id | grep -q LISTEN; do sleep 0.1; done"
-    said = vm.need(f"{serve} & {wait}; {ask} && wait $!", timeout=90)
+    said = vm.need(f"{serve} & {wait}; {ask} && wait $!")
     assert said.count("ping data") == 3
 
 
@@ -76,7 +76,7 @@ def test_two_containers_talk_by_the_hosts_libfabric(vm: Vm) -> None:
     program = "fi_pingpong -p verbs -d rxe0 -e msg -I 10 -S 4096"
     serve, ask = inside("libfabric", program), inside("libfabric", f"{program} 10.9.0.1")
     wait = "until ss -ltn | grep -q :47592; do sleep 0.1; done"
-    said = vm.need(f"{serve} & {wait}; {ask} && wait $!", timeout=90)
+    said = vm.need(f"{serve} & {wait}; {ask} && wait $!")
     assert said.count("4k") == 2
 
 

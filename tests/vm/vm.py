@@ -31,6 +31,9 @@ from imagelib.cache import DEFAULT_CACHE  # noqa: E402  (the path has to be set 
 from vmlib import files  # noqa: E402
 from vmlib.machine import Machine, Result  # noqa: E402
 
+# Seconds, for a machine that is busy with other things, too: only a script that hangs needs them.
+PATIENCE = 240.0
+
 SITE = "python3 -I /hpcwrap/tests/vm/site_in_vm.py"
 
 
@@ -50,11 +53,11 @@ class Vm:
         """Cut its power."""
         self._machine.stop()
 
-    def run(self, script: str, timeout: float = 60.0) -> Result:
+    def run(self, script: str, timeout: float = PATIENCE) -> Result:
         """Run a bash script as root; what it started in its session ends with it."""
         return self._machine.run(script, timeout)
 
-    def need(self, script: str, timeout: float = 60.0) -> str:
+    def need(self, script: str, timeout: float = PATIENCE) -> str:
         """Run a script that must succeed; its standard output."""
         done = self.run(script, timeout)
         assert done.code == 0, f"{script}\nexit code {done.code}\n{done.stdout}{done.stderr}"
@@ -85,7 +88,7 @@ class Slurm:
         words = ["srun", "-n1", "--mem=64", f"--container={environment}", *options]
         user = "setpriv --reuid=alice --regid=alice --init-groups"
         step = shlex.join([*words, "sh", "-c", command])
-        return self._vm.run(f"cd /tmp && {user} {step}", timeout=90)
+        return self._vm.run(f"cd /tmp && {user} {step}")
 
 
 def make() -> Vm:
