@@ -27,7 +27,10 @@ BENCHMARKS = {
     "prolog": "Slurm's prolog and epilog on a node, and what their time goes into",
     "srun": "srun of 1 and of 32 ranks in a container and without",
     "nodes": "one image on eight nodes at once, and what the registry is asked for",
-    "mpi": "MPI ping-pong within a node, in a container and without",
+    "mpi": "MPI ping-pong within a node and between two, in a container and without",
+    "stream": "memory bandwidth of one process, in a container and without",
+    "metadata": "32 ranks import numpy, from the image and from the same tree on the local disk",
+    "files": "dd of a file of the disk and of one of the image, in a container and without",
     "pull-large": "the same with 3 GiB in 20 layers and 100 000 files; only when it is named",
 }
 USUAL = [name for name in BENCHMARKS if name != "pull-large"]  # which takes a quarter of an hour
