@@ -158,7 +158,7 @@ def restore(document: Document) -> Tuple[Settings, Optional[Environment]]:
     settings, environment = document["settings"], document["environment"]
     settings["mounts"] = _restore_mounts(settings["mounts"])
     settings["rlimits"] = _restore_rlimits(settings["rlimits"])
-    for name in ("allow_images", "shared_images", "cdi_directories"):
+    for name in ("allow_images", "shared_images", "cdi_directories", "mpi_libraries"):
         settings[name] = tuple(settings[name])
     if environment is None:
         return Settings(**settings), None
