@@ -178,6 +178,13 @@ def test_drivers_are_where_the_hosts_library_looks(make: Make, verbs: Verbs) -> 
     assert listed.stdout == "libtest-rdmav34.so\n"
 
 
+def test_what_is_the_hosts_already_is_left(make: Make, verbs: Verbs) -> None:
+    """As where `mpi: host` has brought the same libraries in."""
+    image, addition = verbs.make_image("1.14.44.0"), verbs.make_host("1.14.44.0")
+    container = make(image=image, additions=[addition, addition], user_namespace=True)
+    assert container.run("program").stdout == "host\n"
+
+
 def test_an_image_with_a_newer_library_is_refused(make: Make, verbs: Verbs) -> None:
     image, addition = verbs.make_image("1.15.56.0"), verbs.make_host("1.14.44.0")
     with pytest.raises(UserError, match=r"its libibverbs.so.1 is 1\.15, the host's 1\.14"):

@@ -1,7 +1,7 @@
 """The virtual machine itself: what other tests count on."""
 
 import pytest
-from vm import Vm
+from vm import Machine, ToolError, Vm
 
 pytestmark = pytest.mark.vm
 
@@ -23,6 +23,17 @@ def test_a_script_that_hangs_is_ended_with_its_children(vm: Vm) -> None:
 
 def test_a_long_answer_comes_whole(vm: Vm) -> None:
     assert len(vm.need("head -c 3000000 /dev/zero | tr '\\0' x")) == 3000000
+
+
+def test_a_machine_that_does_not_boot_shows_its_console(vm: Vm) -> None:
+    """Its root is no file system: the initramfs ends, and the kernel with it."""
+    broken = vm.files._replace(root=vm.files.initramfs)
+    machine = Machine(broken)
+    try:
+        with pytest.raises(ToolError, match=r"(?s)cannot boot.*its console ends:.*panic"):
+            machine.start()
+    finally:
+        machine.stop()
 
 
 def test_a_container_runs_in_it(vm: Vm) -> None:

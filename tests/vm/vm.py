@@ -27,9 +27,12 @@ from typing import Any, Sequence
 REPOSITORY = Path(__file__).parents[2]
 sys.path.insert(0, str(REPOSITORY / "tools"))
 
-from imagelib.cache import DEFAULT_CACHE  # noqa: E402  (the path has to be set first)
+from clusterlib.errors import ToolError  # noqa: E402  (the path has to be set first)
+from imagelib.cache import DEFAULT_CACHE  # noqa: E402
 from vmlib import files  # noqa: E402
 from vmlib.machine import Machine, Result  # noqa: E402
+
+__all__ = ["Machine", "Slurm", "ToolError", "Vm", "make"]
 
 # Seconds, for a machine that is busy with other things, too: only a script that hangs needs them.
 PATIENCE = 240.0
@@ -42,7 +45,8 @@ class Vm:
 
     def __init__(self) -> None:
         files.ensure_built(DEFAULT_CACHE)
-        self._machine = Machine(files.files(files.directory(DEFAULT_CACHE)))
+        self.files = files.files(files.directory(DEFAULT_CACHE))
+        self._machine = Machine(self.files)
 
     def start(self) -> None:
         """Boot it and set hpcwrap up; ToolError has the console's last words."""

@@ -24,6 +24,7 @@ MEMORY = "2048"
 PROCESSORS = 2
 BOOT_SECONDS = 240.0
 GRACE_SECONDS = 30.0
+CONSOLE_END = 3000
 KERNEL_OPTIONS = "console=ttyS0 quiet panic=-1 mitigations=off cgroup_no_v1=all random.trust_cpu=on"
 
 
@@ -40,7 +41,7 @@ class Machine:
 
     def __init__(self, files: Files) -> None:
         self._files = files
-        self._console = tempfile.NamedTemporaryFile(prefix="hpcwrap-vm-")  # noqa: SIM115
+        self._console = tempfile.TemporaryFile()  # noqa: SIM115
         ours, self._theirs = socket.socketpair()
         self._channel = Lines(ours)
         self._qemu: Optional[subprocess.Popen[bytes]] = None
@@ -81,9 +82,15 @@ class Machine:
         try:
             return self._channel.receive(timeout)
         except (TimeoutError, EOFError) as error:
-            with open(self._console.name, encoding="utf-8", errors="replace") as file:
-                words = file.read()[-3000:]
-            raise ToolError(f"{failure}: {error}; the end of its console:\n{words}") from None
+            raise ToolError(
+                f"{failure}: {error}; its console ends:\n{self._last_words()}"
+            ) from None
+
+    def _last_words(self) -> str:
+        """The end of the console, which qemu writes through the same open file."""
+        console = self._console.fileno()
+        start = max(0, os.fstat(console).st_size - CONSOLE_END)
+        return os.pread(console, CONSOLE_END, start).decode(errors="replace")
 
     def _command(self) -> list[str]:
         # No KVM: where tests run in a virtual machine themselves there is none that boots.  Page
