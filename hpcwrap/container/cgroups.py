@@ -146,7 +146,7 @@ def choose_parent(levels: Sequence[Level], needed: Iterable[str]) -> Optional[Pa
 
     One that holds processes itself, other than the root, cannot give controllers to its children
     (cgroups(7), "no internal processes"); a session's or a daemon's own holds some, so a job's
-    cgroup is made beside it.  None when not even the top has the controllers.
+    cgroup is made beside it.  None when not even the top has the controllers, or can give them.
     """
     wanted = frozenset(needed)
     if not wanted <= levels[0].available:

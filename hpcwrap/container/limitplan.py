@@ -93,7 +93,8 @@ def _plan_v2(
 ) -> Cgroup:
     parent = choose_parent(hierarchy.levels, needed)
     if parent is None:
-        raise _lacking(needed - hierarchy.levels[0].available)
+        lacking = needed - hierarchy.levels[0].available
+        raise _lacking(lacking) if lacking else _occupied(hierarchy.mount)
     enable = (
         Setting(f"{path}/{SUBTREE}", " ".join(f"+{each}" for each in names))
         for path, names in parent.enable
@@ -108,6 +109,14 @@ def _plan_freezer(hierarchies: Sequence[Hierarchy], name: str) -> List[Cgroup]:
         for hierarchy in hierarchies
         if "freezer" in hierarchy.controllers
     ]
+
+
+def _occupied(top: str) -> SiteError:
+    """In a container of another kind, whose top is not the root of all cgroups."""
+    return SiteError(
+        f"cannot limit the job: {top} holds processes itself, so no cgroup below it can be limited",
+        "move them into one below it, or run hpcwrap on the host",
+    )
 
 
 def _lacking(controllers: Iterable[str]) -> SiteError:

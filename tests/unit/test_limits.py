@@ -213,6 +213,15 @@ def test_a_limit_without_its_controller_is_never_let_go(hierarchies: List[Hierar
         plan(Limits(cpus=1), "hpcwrap-7", hierarchies, NODE)
 
 
+def test_a_top_that_is_not_the_root_and_holds_processes_is_told() -> None:
+    names = frozenset(["memory"])
+    top = Level("/c", names, frozenset(), is_root=False, has_processes=True)
+    inside = [Hierarchy(2, frozenset(), "/c", "/c", (top,))]
+    with pytest.raises(SiteError, match="cannot limit the job: /c holds processes itself"):
+        plan(Limits(memory=5), "hpcwrap-7", inside, NODE)
+    assert plan(Limits(), "hpcwrap-7", inside, NODE)[0].path == "/c/hpcwrap-7"
+
+
 def test_swap_that_cannot_be_counted_matters_only_where_there_is_swap() -> None:
     for has_swap in (True, False):
         planned = plan(Limits(5, 0), "x", version_2("memory"), Node(has_swap=has_swap))
