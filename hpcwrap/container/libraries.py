@@ -270,9 +270,13 @@ def _write_document(
 
 
 def _stamp(path: str) -> Optional[List[int]]:
-    """Inode, size and change time: what tells that a file is another one; None for no file."""
+    """Size and times: what tells that a file is another one; None for no file.
+
+    Not the inode's number: overlayfs, the root of many diskless nodes, gives another one each time
+    that it has forgotten a file (kernel, filesystems/overlayfs.rst, "Inode properties").
+    """
     try:
         status = os.stat(path)
     except OSError:
         return None
-    return [status.st_ino, status.st_size, status.st_ctime_ns]
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]

@@ -168,4 +168,4 @@ def _stamp(path: str) -> Tuple[int, ...]:
         status = os.stat(path)
     except OSError:
         return ()
-    return (status.st_ino, status.st_size, status.st_ctime_ns)
+    return (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
