@@ -48,8 +48,8 @@ def measure(rounds: Optional[int]) -> Result:
         rows,
         goals[:3],
         (
-            "warm: the best of ten passes, where ext4 copies large folios and squashfs single pages",
-            "cold: one pass, the kernel's caches dropped; no goal for the image's, it is unpacked first",
+            "warm: the best of ten passes; ext4 has large folios in memory, squashfs single pages",
+            "cold: one pass, the kernel's caches dropped; no goal for what has to be unpacked first",
         ),
         inside.baselines(rows),
     )
