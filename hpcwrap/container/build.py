@@ -29,6 +29,10 @@ from hpcwrap.run import start_time
 
 PINNED, AGAIN, HOLD = b"p", b"a", b"h"
 
+PATIENCE = 120
+"""Seconds for a build, which takes milliseconds; whoever made the image has a say in what it reads,
+and schedulers drain a node whose prolog does not end."""
+
 KINDS = {kind.__name__: kind for kind in (errors.UserError, SiteError, NodeError)}
 
 
@@ -116,7 +120,10 @@ def _serve_child(
         if "built" in message:
             variables, notes = message["built"]
             return Findings(tuple(Variable(*each) for each in variables), _notes(notes))
-    raise SiteError("cannot build the container: the builder was killed", "is memory short?")
+    raise SiteError(
+        f"cannot build the container: the builder was killed, or not done after {PATIENCE} s",
+        "is memory short, or the image's file system slow?",
+    )
 
 
 def _notes(words: Iterable[Iterable[str]]) -> Tuple[Note, ...]:
@@ -189,6 +196,7 @@ def _run_child(plan: Plan, place: paths.JobPaths, channel: Channel) -> NoReturn:
 
 def _build_in_child(plan: Plan, place: paths.JobPaths, channel: Channel) -> Findings:
     os.setsid()
+    signal.alarm(PATIENCE)
     workshop = Workshop(place.stage, plan.user, plan.image.attach(), plan.image.squashfs)
     if plan.user_namespace:
         syscalls.unshare(syscalls.CLONE_NEWNS)
@@ -248,6 +256,7 @@ def _enter_user_namespace(plan: Plan) -> None:
 
 def _hold(channel: Channel, findings: Findings) -> NoReturn:
     """Tell that all is built, and stay as the process that keeps the namespaces, no file open."""
+    signal.alarm(0)
     syscalls.set_process_name("hpcwrap-holder")
     # Changing the uid closed /proc/PID/ns to the user, who is to join by it (proc(5)).
     syscalls.set_dumpable()

@@ -127,9 +127,11 @@ def read_file(root: int, path: str, limit: int = 1 << 20) -> bytes:
 
 def open_source(path: str) -> int:
     """Open (O_PATH) the source of a mount on the host; /proc's magic links are not followed."""
-    return syscalls.openat2(
-        os.open("/", DIRECTORY), path, os.O_PATH, syscalls.RESOLVE_NO_MAGICLINKS
-    )
+    root = os.open("/", DIRECTORY)
+    try:
+        return syscalls.openat2(root, path, os.O_PATH, syscalls.RESOLVE_NO_MAGICLINKS)
+    finally:
+        os.close(root)
 
 
 @contextmanager

@@ -11,8 +11,9 @@ from containers import ALICE, BOB, ENTER, Hostile, Make, bound_files, run_as
 
 from hpcwrap import record
 from hpcwrap.config import Settings
-from hpcwrap.container import build, namespaces, syscalls
-from hpcwrap.container.operations import Commands
+from hpcwrap.container import build, namespaces, rootfs, syscalls
+from hpcwrap.container.addition import Addition
+from hpcwrap.container.operations import Commands, Workshop
 from hpcwrap.environment import Mount
 from hpcwrap.errors import SiteError
 
@@ -318,6 +319,26 @@ def test_a_broken_record_lets_nobody_in(make: Make, content: bytes) -> None:
     refused = container.run("id")
     assert refused.code == 125
     assert "cannot read the record" in refused.stderr
+
+
+class Endless:
+    """An operation that an image keeps busy."""
+
+    def describe(self) -> str:
+        return "no end"
+
+    def execute(self, workshop: Workshop) -> None:
+        while True:
+            rootfs.read_file(workshop.root, "/bin/busybox")
+
+
+@both_ways
+def test_a_build_without_end_ends_the_job_and_not_the_node(
+    make: Make, user_namespace: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "PATIENCE", 1)
+    with pytest.raises(SiteError, match="killed, or not done after 1 s"):
+        make(user_namespace=user_namespace, additions=[Addition(operations=(Endless(),))])
 
 
 def test_the_jobs_directory_is_private_and_made_once(tmp_path: Path) -> None:
