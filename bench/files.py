@@ -49,7 +49,7 @@ def measure(rounds: Optional[int]) -> Result:
         goals[:3],
         (
             "warm: the best of ten passes; ext4 has large folios in memory, squashfs single pages",
-            "cold: one pass, the kernel's caches dropped; no goal for what has to be unpacked first",
+            "cold: one pass, the kernel's caches dropped; no goal for what is to be unpacked first",
         ),
         inside.baselines(rows),
     )
