@@ -65,6 +65,7 @@ def addition(wanted: Machine, given: Optional[Gpus], settings: Settings) -> Addi
         mounts=tuple(map(mount_of, edits.mounts)),
         operations=tuple(operations_of(edits, hidden)),
         variables=(*variables_of(edits), *new_numbers(given or NO_GPUS, gpus, hidden, catalogue)),
+        warnings=absent_warnings(hidden, catalogue),
     )
 
 
@@ -156,6 +157,17 @@ def hidden_nodes(edits: Edits, catalogue: Catalogue) -> Tuple[str, ...]:
             every = [spec.common, *(device.edits for device in spec.devices)]
             nodes.update((node.host_path, None) for each in every for node in each.nodes)
     return tuple(sorted(set(nodes) - given))
+
+
+def absent_warnings(hidden: Sequence[str], catalogue: Catalogue) -> Tuple[str, ...]:
+    """What is wrong where a GPU's node is made after the container: it cannot be covered before."""
+    found = (each.device.edits.nodes for each in catalogue.devices().values())
+    own = {node.host_path for nodes in found for node in nodes}
+    absent = [path for path in hidden if path in own and not os.path.lexists(path)]
+    if not absent:
+        return ()
+    cure = "load the driver at boot, as nvidia-persistenced does, or write the CDI spec anew"
+    return (f"cannot keep the job from {', '.join(absent)}: not there yet ({cure})",)
 
 
 def operations_of(edits: Edits, hidden: Sequence[str]) -> List[Operation]:

@@ -36,6 +36,9 @@ MUSL = "ld-musl-*"
 MULTIARCH = {3: "i386", 62: "x86_64", 183: "aarch64", 21: "powerpc64le", 243: "riscv64"}
 """Debian's names of machines, by their numbers in elf.h."""
 
+ANSWER_SIZE = 64 << 20
+"""More than all the names of any library."""
+
 READER_LIMITS = {resource.RLIMIT_CPU: 20, resource.RLIMIT_AS: 2 << 30}
 
 MOST_INCLUDES = 100
@@ -160,7 +163,7 @@ def _read_as(user: User, file: int) -> str:
         _print_exports(user, file, theirs)
     os.close(theirs)
     with open(ours, encoding="utf-8", errors="replace") as answer:
-        text = answer.read()
+        text = answer.read(ANSWER_SIZE)
     os.waitpid(child, 0)
     return text
 

@@ -186,6 +186,17 @@ def test_what_is_hidden_stays_hidden(make: Make, specs: Specs, user_namespace: b
         assert container.run(*become, f"({way}) && echo OPENED").stdout == "", way
 
 
+def test_a_gpu_that_is_not_there_yet_is_told(specs: Specs) -> None:
+    """It cannot be covered, and the job might open it later."""
+    assert specs.add("0").warnings == ()
+    os.rename("/dev/nvidia2", "/dev/gone")
+    try:
+        (warning,) = specs.add("0").warnings
+    finally:
+        os.rename("/dev/gone", "/dev/nvidia2")
+    assert warning.startswith("cannot keep the job from /dev/nvidia2: not there yet (load the")
+
+
 def test_not_even_root_opens_what_is_hidden(make: Make, specs: Specs) -> None:
     root = ALICE._replace(uid=0, gid=0)
     container = make(user_namespace=False, additions=[specs.add("0")])
