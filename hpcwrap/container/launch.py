@@ -6,7 +6,7 @@ docs/decisions/0083 and 0084 say why.
 from __future__ import annotations
 
 import os
-from typing import List, NamedTuple, Sequence, Tuple
+from typing import List, Sequence, Tuple
 
 from hpcwrap.container import rootfs
 from hpcwrap.container.addition import Addition
@@ -29,12 +29,16 @@ HYDRA = (
 )
 
 
-class LauncherFile(NamedTuple):
-    """What native/hpcwrap-launch reads: pairs of a verb and its argument, NUL-terminated."""
+class LauncherFile:
+    """What native/hpcwrap-launch reads: pairs of a verb and its argument, NUL-terminated.
 
-    words: Tuple[str, ...]
-    nodes: Tuple[str, ...]
-    unset: Tuple[str, ...]
+    No NamedTuple: making one takes as long as everything else here, in each prolog.
+    """
+
+    def __init__(self, words: Sequence[str], nodes: Sequence[str], unset: Sequence[str]) -> None:
+        self.words = words
+        self.nodes = nodes
+        self.unset = unset
 
     def describe(self) -> str:
         """Say how commands get to other nodes."""
