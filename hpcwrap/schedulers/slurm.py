@@ -189,12 +189,17 @@ def commands(settings: Settings) -> Optional[Commands]:
 
 
 def launcher(settings: Settings, environ: Mapping[str, str]) -> Optional[Launcher]:
-    """Say how srun starts a command on another node; MPICH calls srun by itself."""
+    """Say how srun starts a command on another node; MPICH calls srun by itself.
+
+    The job is named: where a user has unset SLURM_JOB_ID, srun would start another job, which has
+    no container.
+    """
     srun = f"{settings.slurm_commands}/srun"
     if not settings.slurm_commands or not os.access(srun, os.X_OK):
         return None
     nodes = slurm_hosts.expand(environ.get("SLURM_NODELIST", ""))
-    return Launcher((srun, *LAUNCH), nodes, MISLEADING, hydra=False)
+    job = f"--jobid={environ.get('SLURM_JOB_ID', '%j')}"
+    return Launcher((srun, job, *LAUNCH), nodes, MISLEADING, hydra=False)
 
 
 def spool_directory(pattern: str, environ: Mapping[str, str]) -> str:

@@ -85,6 +85,12 @@ def test_a_command_may_have_no_input(site: Site) -> None:
     assert re.fullmatch(r"busybox-1@sha256:\w+\n1\n", ran.stdout)
 
 
+def test_it_stays_in_its_job_whatever_the_user_unsets(site: Site) -> None:
+    line = "unset SLURM_JOB_ID SLURM_JOBID; hpcwrap-launch n2 'echo $SLURM_JOB_ID; ls -d /.hpcwrap'"
+    job = site.batch(f"#!/bin/sh\n{line}\n", "--container=busybox-1", "-N2")
+    assert job.output.split()[-2:] == [job.id, "/.hpcwrap"]
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

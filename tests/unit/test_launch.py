@@ -44,13 +44,13 @@ def test_the_file_holds_pairs() -> None:
 def test_slurm_launches_by_srun_where_it_is(tmp_path_factory: pytest.TempPathFactory) -> None:
     directory = tmp_path_factory.mktemp("bin")
     settings = Settings()._replace(slurm_commands=str(directory))
-    environ = {"SLURM_NODELIST": "n[1-2]"}
+    environ = {"SLURM_NODELIST": "n[1-2]", "SLURM_JOB_ID": "7"}
     assert load("slurm").launcher(settings, environ) is None
     (directory / "srun").write_text("")
     (directory / "srun").chmod(0o755)
     launcher = load("slurm").launcher(settings, environ)
     assert launcher is not None
-    assert launcher.words[0] == str(directory / "srun")
+    assert launcher.words[:2] == (str(directory / "srun"), "--jobid=7")
     assert "--overlap" in launcher.words
     assert launcher.nodes == ("n1", "n2")
     assert not launcher.hydra
