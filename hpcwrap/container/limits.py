@@ -112,7 +112,7 @@ def release(place: JobPaths) -> Optional[Usage]:
         return None
     cgroups = [(str(path), int(version)) for path, version in note["cgroups"]]
     _end_processes(cgroups)
-    lost = _lost(note["files"])
+    lost = _lost(note.get("files", ()))
     usage = _read_usage(Limits(**note["limits"]), cgroups)._replace(lost=lost)
     for path, _ in cgroups:
         _remove(path)
@@ -221,9 +221,13 @@ def parse_cpus(text: str) -> Tuple[int, ...]:
 
 
 def _read_note(place: JobPaths) -> Dict[str, Any]:
+    """What `make` wrote, empty without limits.  Raises SiteError: a job must not go without."""
     try:
-        return dict(json.loads(read(place.cgroups) or "{}"))
-    except ValueError as error:
+        with open(place.cgroups, encoding="utf-8") as file:
+            return dict(json.load(file))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
         raise SiteError(f"cannot read {place.cgroups}: {error}") from error
 
 

@@ -312,9 +312,31 @@ def test_swap_alone_means_nothing() -> None:
 
 @pytest.mark.parametrize(
     "words",
-    ["--memory 2x", "--cpus 0", "--cpus nan", "--cpus -1", "--cpuset 0-", "--cpuset a", "--pids 0"],
+    [
+        "--memory 2x",
+        "--memory 100",
+        "--cpus 0",
+        "--cpus nan",
+        "--cpus -1",
+        "--cpuset 0-",
+        "--cpuset a",
+        "--pids 0",
+    ],
 )
 def test_wrong_options_say_what_is_right(words: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         options(*words.split())
     assert f"argument {words.split(maxsplit=1)[0]}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("note", ["", "{", "[1]"])
+def test_a_note_that_cannot_be_read_lets_nobody_go_without_limits(
+    tmp_path: Path, note: str
+) -> None:
+    place = JobPaths("7", str(tmp_path))
+    assert limits.release(place) is None
+    limits.join(place)
+    Path(place.directory).mkdir()
+    Path(place.cgroups).write_text(note)
+    with pytest.raises(SiteError, match="cannot read"):
+        limits.join(place)
