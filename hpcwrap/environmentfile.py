@@ -223,7 +223,8 @@ def read_mounts(value: Value) -> Tuple[Mount, ...]:
 
 def read_choice(value: Value, choices: Sequence[str]) -> str:
     """Read one of some words.  Raises SiteError."""
-    word = value.string()
+    # Not a hint to quote what YAML reads as a switch or a number: quotes make off no choice.
+    word = value.text if isinstance(value.data, (bool, int, float)) else value.string()
     if word not in choices:
         known = f"{', '.join(choices[:-1])} or {choices[-1]}"
         raise value.error(f"{value.name} must be {known}, not {word!r}")
@@ -248,7 +249,7 @@ def read_rlimits(value: Value) -> Tuple[Rlimit, ...]:
         try:
             limits.append(parse_rlimit(item.string()))
         except ValueError as error:
-            raise item.error(str(error)) from None
+            raise item.error(f"{value.name}: {error}") from None
     return replace_rlimits((), limits)
 
 

@@ -16,6 +16,7 @@ from hpcwrap.container.cdi import Catalogue, Edits, Found
 from hpcwrap.environment import format_mount
 from hpcwrap.errors import EXIT_SITE, SiteError
 from hpcwrap.table import print_table
+from hpcwrap.verbs.pullview import count
 
 EPILOG = """\
 Specs of the Container Device Interface say what a container needs for a device.  They are read
@@ -114,9 +115,9 @@ def check(catalogue: Catalogue, directories: Tuple[str, ...]) -> int:
         log.say(text)
     for note in dict.fromkeys(notes(catalogue)):
         print(f"note: {note}")
-    count = len(catalogue.devices())
-    state = f"{len(wrong)} problems" if wrong else "well"
-    print(f"{count} devices in {len(catalogue.specs)} specs of {', '.join(directories)}: {state}")
+    devices, specs = count(len(catalogue.devices()), "device"), count(len(catalogue.specs), "spec")
+    state = count(len(wrong), "problem") if wrong else "well"
+    print(f"{devices} in {specs} of {', '.join(directories)}: {state}")
     return EXIT_SITE if wrong else 0
 
 

@@ -32,6 +32,7 @@ With limits, the command and all that it starts are in a cgroup of their own; wh
 when the command ends is killed.
 """
 SIZES = "bytes, or with k, m, g or t"
+LEAST_MEMORY = 1 << 20
 USAGE = """\
 hpcwrap run [--user USER] [--env NAME[=VALUE]]... [--memory SIZE [--swap SIZE]]
                    [--cpus NUMBER] [--cpuset LIST] [--pids NUMBER] [--hugetlb SIZE]
@@ -59,11 +60,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def configure_limits(parser: argparse.ArgumentParser) -> None:
     """Add the limits of the command and all that it starts, together."""
-    size: Dict[str, Any] = {"metavar": "SIZE", "type": option(human.parse_size)}
+    size: Dict[str, Any] = {"metavar": "SIZE", "type": option(parse_size)}
     parser.add_argument(
         "--memory",
+        metavar="SIZE",
+        type=option(parse_memory),
         help=f"memory of all processes together ({SIZES}); the kernel kills what would go beyond",
-        **size,
     )
     parser.add_argument("--swap", help="swap beside the memory; 0: none", **size)
     parser.add_argument(
@@ -127,6 +129,21 @@ def option(parse: Callable[[str], Any]) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(str(error)) from None
 
     return parse_option
+
+
+def parse_size(text: str) -> int:
+    """A number of bytes."""
+    with suppress(ValueError):
+        return human.parse_size(text)
+    raise ValueError(f"{text!r} is no size such as 512m or 2g")
+
+
+def parse_memory(text: str) -> int:
+    """A number of bytes in which a process can live: `--memory 100` lacks its unit."""
+    size = parse_size(text)
+    if size < LEAST_MEMORY:
+        raise ValueError(f"{text!r} is too little: the least is 1m")
+    return size
 
 
 def parse_cpus(text: str) -> float:

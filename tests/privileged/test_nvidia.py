@@ -219,7 +219,7 @@ def test_generate_list_show_and_check(node: Node, tmp_path: Path) -> None:
         assert f"{node.home}/libcuda.so.{VERSION}" in shown
         checked = node.hpcwrap("--config", str(settings), "cdi", "check")
         assert (checked.returncode, checked.stderr) == (0, "")
-        assert "5 devices in 1 specs" in checked.stdout
+        assert "5 devices in 1 spec of" in checked.stdout
 
 
 def test_check_tells_all_that_is_wrong(node: Node, tmp_path: Path) -> None:

@@ -107,9 +107,10 @@ def test_the_machine_is_inherited_key_by_key(directory: Directory) -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("gpus: some", "gpus must be scheduler, all or none"),
+        ("gpus: some", "gpus must be scheduler, all or none, not 'some'"),
+        ("fabric: off", "fabric must be image, host or none, not 'off'"),
         ("devices: [gpu0]", "devices must hold CDI names"),
-        ("rlimits: [nofiles=1]", "no NAME=SOFT"),
+        ("rlimits: [nofiles=1]", "rlimits: 'nofiles=1' is no NAME=SOFT"),
         ("rlimits: [nofile=2:1]", "above the hard one"),
         ("rlimits: [nofile=unlimited:1]", "above the hard one"),
         ("rlimits: [stack=much]", "neither a number"),
