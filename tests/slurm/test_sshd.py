@@ -175,7 +175,7 @@ def sshd_of_host(ready: Site) -> Iterator[Site]:
 
 
 def test_the_hosts_openssh_stands_in(sshd_of_host: Site) -> None:
-    """debian-12 has no OpenSSH at all."""
+    """debian-12 has ssh, but no sshd."""
     script = "#!/bin/bash\nhpcwrap-sshd -- ssh n2 'uname -n; cat /etc/demo-image'\n"
     job = sshd_of_host.batch(script, "--container=debian-12", *SIZE)
     assert job.output.splitlines()[-2:] == ["n2", "debian-12"]
@@ -193,13 +193,16 @@ def no_sshd_on_host(ready: Site) -> Iterator[Site]:
 
 def test_what_is_missing_is_said(no_sshd_on_host: Site) -> None:
     job = no_sshd_on_host.batch("#!/bin/sh\nhpcwrap-sshd true\n", "--container=debian-12", *SIZE)
-    assert "cannot find sshd: neither the image nor the host has OpenSSH's" in job.output
+    assert "cannot find sshd in the image or on this node" in job.output
     assert job.code == 125
 
 
 def test_its_use_is_said(ready: Site) -> None:
-    job = ready.batch("#!/bin/sh\nhpcwrap-sshd\n", INSIDE, *SIZE)
-    assert job.output == "hpcwrap-sshd: usage: hpcwrap-sshd [--] COMMAND [ARGUMENT...]\n"
+    words = ("", " --", " --bogus id", " --help")
+    script = "".join(f"hpcwrap-sshd{each}; echo $?\n" for each in words)
+    job = ready.batch(f"#!/bin/sh\n{script}", INSIDE, *SIZE)
+    usage = "usage: hpcwrap-sshd [--] COMMAND [ARGUMENT...]\n"
+    assert job.output == f"hpcwrap-sshd: {usage}125\n" * 3 + f"{usage}0\n"
 
 
 def test_a_shell_that_is_not_in_the_image_is_said(sshd_of_host: Site) -> None:
