@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from typing import Iterator, List, NamedTuple, Union
+from typing import Callable, Dict, Iterator, List, NamedTuple, Union
 
 from hpcwrap import config, log, settingsfile
 from hpcwrap.config import Config, Row
+from hpcwrap.container import mpi
 from hpcwrap.environment import format_mount
 from hpcwrap.errors import EXIT_SITE, SiteError, UserError
 from hpcwrap.image.allow import check_source
@@ -86,11 +87,16 @@ def file_problems(loaded: Config) -> Iterator[SiteError]:
         path = getattr(loaded.settings, name)
         if path and not os.access(path, os.R_OK):
             yield SiteError(f"{loaded.origins[name]}: cannot read {path}, which {name} names")
+    uses: Dict[str, Callable[[], object]] = {
+        "mpi_libraries": lambda: mpi.refuse_doubles(loaded.settings.mpi_libraries)
+    }
     if os.geteuid() == 0:  # nobody else may read the passwords
+        uses["auth_file"] = lambda: site_auth(loaded.settings)
+    for name, use in uses.items():
         try:
-            site_auth(loaded.settings)
+            use()
         except SiteError as error:
-            yield SiteError(f"{loaded.origins['auth_file']}: {error.message}", error.hint)
+            yield SiteError(f"{loaded.origins[name]}: {error.message}", error.hint)
 
 
 def shown(loaded: Config) -> List[Shown]:

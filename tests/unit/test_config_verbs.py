@@ -120,6 +120,23 @@ def test_config_check_finds_passwords_that_everybody_may_read(hpcwrap, file: str
     assert hpcwrap("config", "--check")[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("libraries", "reason"),
+    [
+        ("[/opt/libfoo.so]", "its name tells no ABI that is known"),
+        ("[/a/libmpi.so.40, /b/libmpi.so.40.30.4]", "names two libraries of Open MPI"),
+    ],
+)
+def test_config_check_finds_mpi_libraries_of_no_use(
+    hpcwrap, file: str, libraries: str, reason: str
+) -> None:
+    Path(file).write_text(f"mpi_libraries: {libraries}\n")
+    code, _, err = hpcwrap("config", "--check")
+    assert code == 3
+    assert err.startswith(f"hpcwrap: {file}:1: cannot ")
+    assert reason in err
+
+
 def test_config_check_of_broken_settings_ends_with_3(hpcwrap, file: str) -> None:
     Path(file).write_text("stor: /x\n")
     code, _, err = hpcwrap("config", "--check")
