@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+from contextlib import suppress
 from typing import Optional
 
 # sched.h
@@ -36,6 +37,8 @@ AT_FDCWD, AT_EMPTY_PATH, AT_RECURSIVE = -100, 0x1000, 0x8000
 PR_SET_DUMPABLE, PR_SET_NAME, PR_SET_NO_NEW_PRIVS = 4, 15, 38
 
 SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_OPENAT2, SYS_MOUNT_SETATTR = 428, 429, 437, 442
+
+OPENAT2_TRIES = 1000
 
 TOO_OLD = "this kernel lacks the call (hpcwrap needs Linux 5.12 or newer)"
 
@@ -118,8 +121,20 @@ def pivot_root(new_root: str, put_old: str) -> None:
 
 
 def openat2(dirfd: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:
-    """openat2(2): open a path under rules on how it may be resolved; the file is close-on-exec."""
+    """openat2(2): open a path under rules on how it may be resolved; the file is close-on-exec.
+
+    The kernel gives up with EAGAIN where a path holds ``..`` and anything on the machine is renamed
+    or mounted meanwhile: it cannot tell then whether the way led out.  Images are full of such
+    links, and busy nodes of such moments.
+    """
     how = OpenHow(flags | os.O_CLOEXEC, mode, resolve)
+    for _ in range(OPENAT2_TRIES):
+        with suppress(BlockingIOError):
+            return _openat2(dirfd, path, how)
+    return _openat2(dirfd, path, how)
+
+
+def _openat2(dirfd: int, path: str, how: OpenHow) -> int:
     return check(
         libc.syscall(
             ctypes.c_long(SYS_OPENAT2),
