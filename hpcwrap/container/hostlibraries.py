@@ -39,7 +39,7 @@ class HostLibraries(NamedTuple):
     def describe(self) -> str:
         """Say in one line what the operation does."""
         names = " ".join(library.name for library in self.closure.libraries)
-        return f"the host's libraries for {self.purpose}, where the image has no newer: {names}"
+        return f"host's libraries for {self.purpose}, where the image has no newer: {names}"
 
     def execute(self, workshop: Workshop) -> None:
         """Check, and mount.  Raises UserError."""

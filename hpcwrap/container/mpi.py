@@ -189,7 +189,7 @@ class HostMpi(NamedTuple):
     def describe(self) -> str:
         """Say in one line what the operation does."""
         found = " and ".join(f"{host.family.title} ({host.path})" for host in self.hosts)
-        return f"the host's {found} in place of the image's"
+        return f"host's {found} in place of the image's"
 
     def execute(self, workshop: Workshop) -> None:
         """Check, and mount.  Raises UserError."""
