@@ -46,7 +46,7 @@ def additions(
         memory.addition(wanted),
         fabric_addition(wanted),
         # First what the image has, then what takes its place.
-        pmi_addition(pmi),
+        pmi_addition(wanted, pmi=pmi),
         mpi_addition(wanted, settings),
         device_addition(wanted, gpus, settings),
         Addition(rlimits=wanted.rlimits),
@@ -83,13 +83,13 @@ def launch_addition(launcher: Optional[Launcher], user: Optional[User]) -> Addit
     return launch.addition(file, user, paths.inside_programs(), hydra=launcher.hydra)
 
 
-def pmi_addition(pmi: bool) -> Addition:
+def pmi_addition(wanted: Machine, *, pmi: bool) -> Addition:
     """Whether the image's MPI and the scheduler's PMIx go together."""
     if not pmi:
         return Addition()
     from hpcwrap.container.pmi import CheckPmi
 
-    return Addition(operations=(CheckPmi(),))
+    return Addition(operations=(CheckPmi(own_mpi=wanted.mpi == "image"),))
 
 
 def mpi_addition(wanted: Machine, settings: Settings) -> Addition:

@@ -107,9 +107,12 @@ def _wrong_version(image: Version, host: Version) -> Note:
 class CheckPmi(NamedTuple):
     """Look at the image's MPI, and leave what its ranks need to know.
 
-    `kept` is where what was found stays for the next job.
+    Without `own_mpi` ranks get the host's MPI, which meets the host's scheduler as it does outside:
+    then only the image's PMIx counts, which may be the newer one.  `kept` is where what was found
+    stays for the next job.
     """
 
+    own_mpi: bool = True
     kept: str = paths.LIBRARIES
 
     def describe(self) -> str:
@@ -127,6 +130,8 @@ class CheckPmi(NamedTuple):
             known = list(pmilook.look(workshop.root))
             _write(path, known)
         image = ImagePmi(*known)
+        if not self.own_mpi:
+            image = ImagePmi(image.pmix, image.munge)
         if image != ImagePmi():
             found = compare(image, self._host())
             before = workshop.findings

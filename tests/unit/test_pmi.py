@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from hpcwrap.container import pmi, pmilook
 from hpcwrap.container.operations import Findings
-from hpcwrap.container.pmi import HostPmi, ImagePmi, compare, speak
+from hpcwrap.container.pmi import CheckPmi, HostPmi, ImagePmi, compare, speak
 from hpcwrap.environment import Variable
 
 SLURM = HostPmi(pmix=(4, 2, 2), munge=True, pmi2=True)
@@ -109,3 +111,17 @@ def test_the_hosts_own_pmix_is_found(tmp_path: object) -> None:
     assert host.munge
     assert host.pmi2
     assert pmi.compare(OPEN_MPI_4, host) == Findings()
+
+
+@pytest.mark.parametrize(("own_mpi", "kinds"), [(True, ["pmi2"]), (False, [])])
+def test_the_hosts_mpi_takes_nothing_from_what_the_images_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_mpi: bool, kinds: list[str]
+) -> None:
+    monkeypatch.setattr(pmilook, "look", lambda _root: MPICH._replace(pmix=(4, 2, 2)))
+    monkeypatch.setattr(pmilook, "host_pmi", lambda _kept: SLURM)
+    squashfs = str(tmp_path / "image.sqsh")
+    workshop = SimpleNamespace(squashfs=squashfs, root=-1, findings=Findings())
+    CheckPmi(own_mpi, str(tmp_path)).execute(workshop)  # type: ignore[arg-type]
+    found = workshop.findings.variables
+    assert [each.value for each in found if each.name == "SLURM_MPI_TYPE"] == kinds
+    assert Variable("default", "PMIX_MCA_psec", "native") in found
