@@ -2,12 +2,11 @@
 
 import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Callable, Iterator, List, Optional, Sequence
 
 import pytest
-from containers import ALICE, ENTER, Container, Make
+from containers import ALICE, ENTER, Container, Make, make_squashfs
 
 from hpcwrap import paths, record
 from hpcwrap.config import Settings
@@ -66,13 +65,6 @@ def image_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def squashfs(image_root: Path) -> Path:
     """The image as the store would have it."""
     return make_squashfs(image_root)
-
-
-def make_squashfs(root: Path) -> Path:
-    """Make an image of a tree, beside it."""
-    path = root.parent / f"{root.name}.sqsh"
-    subprocess.run(["mksquashfs", root, path, "-quiet", "-no-progress", "-all-root"], check=True)
-    return path
 
 
 @pytest.fixture(name="hostile")

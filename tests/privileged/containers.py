@@ -65,6 +65,13 @@ class Container:
         return Ran(done.returncode, done.stdout, done.stderr)
 
 
+def make_squashfs(root: Path) -> Path:
+    """Make an image of a tree, beside it."""
+    path = root.parent / f"{root.name}.sqsh"
+    subprocess.run(["mksquashfs", root, path, "-quiet", "-no-progress", "-all-root"], check=True)
+    return path
+
+
 def run_as(command: Sequence[str], user: User, cwd: str = "/") -> Ran:
     """Run a command on the host as a user of no privilege."""
     done = subprocess.run(

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, Optional, Sequence
 
 import pytest
-from conftest import make_squashfs
-from containers import ALICE, ENTER, Container, Make
+from containers import ALICE, ENTER, Container, Make, make_squashfs
 from device_nodes import make_node
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Callable, NamedTuple
 
 import pytest
-from conftest import make_squashfs
-from containers import Make
+from containers import Make, make_squashfs
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Sequence
 
 import pytest
-from conftest import make_squashfs
-from containers import Container, Make
+from containers import Container, Make, make_squashfs
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 
