@@ -12,7 +12,7 @@ from hpcwrap import paths
 from hpcwrap.config import Settings
 from hpcwrap.container import memory
 from hpcwrap.container.addition import Addition
-from hpcwrap.environment import GPUS, Environment, Machine, replace_rlimits
+from hpcwrap.environment import Environment, Machine, replace_rlimits
 
 if TYPE_CHECKING:
     from hpcwrap.gpus import Gpus
@@ -48,7 +48,7 @@ def additions(
         # First what the image has, then what takes its place.
         pmi_addition(wanted, pmi=pmi),
         mpi_addition(wanted, settings),
-        device_addition(wanted, gpus, settings),
+        device_addition(wanted, gpus, settings, insists=asked.gpus is not None),
         Addition(rlimits=wanted.rlimits),
         launch_addition(launcher, user),
     ]
@@ -63,14 +63,19 @@ def fabric_addition(wanted: Machine) -> Addition:
     return fabric.addition(wanted)
 
 
-def device_addition(wanted: Machine, gpus: Optional[Gpus], settings: Settings) -> Addition:
-    """GPUs and other CDI devices: nothing, where the node has no specs and nobody wants any."""
-    wants = gpus or wanted.devices or wanted.gpus not in GPUS
+def device_addition(
+    wanted: Machine, gpus: Optional[Gpus], settings: Settings, *, insists: bool = False
+) -> Addition:
+    """GPUs and other CDI devices: nothing, where the node has no specs and nobody wants any.
+
+    With `insists` it is the job itself that wants the GPUs, on this very node.
+    """
+    wants = gpus or wanted.devices or wanted.gpus not in (None, "scheduler", "none")
     if not wants and not any(map(os.path.isdir, settings.cdi_directories)):
         return Addition()
     from hpcwrap.container import devices
 
-    return devices.addition(wanted, gpus, settings)
+    return devices.addition(wanted, gpus, settings, insists=insists)
 
 
 def launch_addition(launcher: Optional[Launcher], user: Optional[User]) -> Addition:

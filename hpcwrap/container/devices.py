@@ -6,6 +6,7 @@ them is brought in, and every other GPU that any spec names cannot be opened ins
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from typing import Dict, List, Optional, Sequence, Set, Tuple
@@ -33,6 +34,11 @@ GENERATE = (
     "node; other vendors' tools write theirs"
 )
 
+NO_SPEC = "this node has no CDI spec of a GPU"
+
+DRIVER_NODES = ("/dev/nvidia[0-9]*", "/dev/kfd")
+"""Device nodes that NVIDIA's and AMD's drivers make for GPUs, and for nothing else."""
+
 CURE = "use an image with a newer system, or an environment with gpus: none"
 
 DRIVERS = "/.hpcwrap/drivers"
@@ -50,14 +56,19 @@ COMPATIBLE = (
 """What an image may have newer than the driver: NVIDIA's forward compatibility package."""
 
 
-def addition(wanted: Machine, given: Optional[Gpus], settings: Settings) -> Addition:
+def addition(
+    wanted: Machine, given: Optional[Gpus], settings: Settings, *, insists: bool = False
+) -> Addition:
     """Plan the devices of a container; `given` are the GPUs that the scheduler gave the job.
 
-    Raises SiteError for a device that no spec describes, and for specs that cannot be used.
+    Raises SiteError for a device that no spec describes, for specs that cannot be used, and with
+    `insists` for a node without a GPU's spec where all GPUs are wanted.
     """
     catalogue = cdi.load(settings.cdi_directories)
     cdi.check_usable(catalogue)
     gpus = chosen_gpus(wanted.gpus or "scheduler", given or NO_GPUS, catalogue)
+    if wanted.gpus == "all" and insists and not gpus:
+        raise SiteError(f"cannot bring all GPUs into the container: {NO_SPEC}", GENERATE)
     devices = (*gpus, *(catalogue.find(name) for name in wanted.devices or ()))
     edits = cdi.chosen_edits(devices)
     hidden = hidden_nodes(edits, catalogue)
@@ -65,7 +76,7 @@ def addition(wanted: Machine, given: Optional[Gpus], settings: Settings) -> Addi
         mounts=tuple(map(mount_of, edits.mounts)),
         operations=tuple(operations_of(edits, hidden)),
         variables=(*variables_of(edits), *new_numbers(given or NO_GPUS, gpus, hidden, catalogue)),
-        warnings=absent_warnings(hidden, catalogue),
+        warnings=(*absent_warnings(hidden, catalogue), *no_spec_warnings(wanted, gpus)),
     )
 
 
@@ -144,7 +155,7 @@ def no_match(given: Gpus, kinds: Sequence[str], *, ambiguous: bool) -> SiteError
             f"{what}: no CDI spec of this node has it for {', '.join(kinds)}",
             f"see `hpcwrap cdi list`; {GENERATE}",
         )
-    return SiteError(f"{what}: this node has no CDI spec of a GPU", GENERATE)
+    return SiteError(f"{what}: {NO_SPEC}", GENERATE)
 
 
 def hidden_nodes(edits: Edits, catalogue: Catalogue) -> Tuple[str, ...]:
@@ -168,6 +179,16 @@ def absent_warnings(hidden: Sequence[str], catalogue: Catalogue) -> Tuple[str, .
         return ()
     cure = "load the driver at boot, as nvidia-persistenced does, or write the CDI spec anew"
     return (f"cannot keep the job from {', '.join(absent)}: not there yet ({cure})",)
+
+
+def no_spec_warnings(wanted: Machine, gpus: Sequence[Found]) -> Tuple[str, ...]:
+    """What is wrong where all GPUs are wanted, and no spec has those that the driver shows.
+
+    A site may want them on all of its nodes, with GPUs or not.
+    """
+    if wanted.gpus != "all" or gpus or not any(map(glob.glob, DRIVER_NODES)):
+        return ()
+    return (f"cannot bring all GPUs into the container: {NO_SPEC} ({GENERATE})",)
 
 
 def operations_of(edits: Edits, hidden: Sequence[str]) -> List[Operation]:

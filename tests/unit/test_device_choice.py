@@ -182,6 +182,29 @@ def test_what_a_job_asks_for_itself_counts(node: Node) -> None:
     assert (found.gpus, found.devices) == ("all", ("a.b/c=1", "a.b/c=2"))
 
 
+def test_all_gpus_of_a_job_that_insists_are_there_or_it_ends(node: Node) -> None:
+    wanted, settings = Machine(gpus="all"), Settings(gpus="all", cdi_directories=("/nowhere",))
+    with pytest.raises(SiteError, match="cannot bring all GPUs into the container") as raised:
+        machine.additions(PLAIN, settings, asked=wanted)
+    assert "hpcwrap cdi generate nvidia" in str(raised.value.hint)
+    node.kind("vendor.example/nic", "0")
+    with pytest.raises(SiteError, match="no CDI spec of a GPU"):
+        machine.additions(PLAIN, node.settings, asked=wanted)
+
+
+def test_all_gpus_of_a_site_may_be_none(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A site may say `gpus: all` for nodes with and without any."""
+    monkeypatch.setattr(devices, "DRIVER_NODES", (f"{tmp_path}/nvidia[0-9]*",))
+    (tmp_path / "nvidiactl").touch()
+    assert node.add(None, gpus="all") == Addition()
+    (tmp_path / "nvidia0").touch()
+    assert "no CDI spec of a GPU" in node.add(None, gpus="all").warnings[0]
+    assert node.add(None).warnings == ()
+    assert node.kind("nvidia.com/gpu", "0").add(None, gpus="all").warnings == ()
+
+
 def test_variables_of_a_spec_are_set(node: Node) -> None:
     node.directory.mkdir()
     edits = {"env": ["A=1=2"]}
