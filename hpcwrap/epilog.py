@@ -35,6 +35,7 @@ def epilog(job_id: str) -> Optional[Dict[str, Any]]:
     usage = drop(place, made)
     if summary is not None and usage is not None:
         summary.update(oom_kills=usage.oom_kills, memory_peak=usage.peak, oom=usage.sentence())
+        summary.update(pids_refused=usage.refused, pids=usage.pids_sentence())
         summary["lost_limits"] = usage.warning()
     if summary is not None:
         summary["milliseconds"]["epilog"] = round((time.monotonic() - start) * 1e3, 2)
@@ -100,7 +101,8 @@ def keep(summary: Dict[str, Any]) -> None:
             file.write(json.dumps(summary) + "\n")
     except (HpcwrapError, OSError) as error:
         log.warn(f"cannot keep the times of job {summary['job']}: {error}")
-    told = {key: summary[key] for key in ("oom_kills", "lost_limits") if summary.get(key)}
+    keys = ("oom_kills", "pids_refused", "lost_limits")
+    told = {key: summary[key] for key in keys if summary.get(key)}
     log.stage_line(
         "epilog",
         job=summary["job"],

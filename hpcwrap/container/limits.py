@@ -34,13 +34,15 @@ PATIENCE = 10.0
 class Usage(NamedTuple):
     """What a job's cgroup had to tell at its end; `peak` in bytes, 0 when unknown.
 
-    `lost` are files of limits that were no longer there.
+    `lost` are files of limits that were no longer there; `refused` is how often the limit of
+    processes kept one from starting.
     """
 
     limits: Limits
     oom_kills: int
     peak: int
     lost: Tuple[str, ...] = ()
+    refused: int = 0
 
     def sentence(self) -> str:
         """What the user is told when the kernel killed processes for memory; else empty."""
@@ -58,6 +60,16 @@ class Usage(NamedTuple):
                 "ask for more memory (--memory), or use fewer ranks",
             )
         return error.sentence()
+
+    def pids_sentence(self) -> str:
+        """What the user is told when the job could start no more processes; else empty."""
+        if not self.refused:
+            return ""
+        return UserError(
+            f"the job reached its limit of {self.limits.pids} processes and threads: the kernel "
+            f"refused {self.refused} more",
+            "ask for more (--pids), or use fewer threads",
+        ).sentence()
 
     def warning(self) -> str:
         """What is to be told when somebody took a controller away from the job; else empty."""
@@ -111,9 +123,11 @@ def release(place: JobPaths) -> Optional[Usage]:
     if not note:
         return None
     cgroups = [(str(path), int(version)) for path, version in note["cgroups"]]
+    limits = Limits(**note["limits"])
+    refused = _read_refused(limits, cgroups)
     _end_processes(cgroups)
     lost = _lost(note.get("files", ()))
-    usage = _read_usage(Limits(**note["limits"]), cgroups)._replace(lost=lost)
+    usage = _read_usage(limits, cgroups)._replace(lost=lost, refused=refused)
     for path, _ in cgroups:
         _remove(path)
     return usage
@@ -326,3 +340,14 @@ def _read_usage(limits: Limits, cgroups: Sequence[Tuple[str, int]]) -> Usage:
         for file in ("memory.peak", "memory.max_usage_in_bytes"):
             peaks += [int(text) for text in read(f"{path}/{file}").split()]
     return Usage(limits, sum(counts), max(peaks))
+
+
+def _read_refused(limits: Limits, cgroups: Sequence[Tuple[str, int]]) -> int:
+    """How many processes the limit kept from starting, told before `_end_processes` lowers it."""
+    if limits.pids is None:
+        return 0
+    counts = [0]
+    for path, _ in cgroups:
+        if read(f"{path}/pids.max").strip() == str(limits.pids):
+            counts += [int(text) for text in read(f"{path}/pids.events").split()[1:2]]
+    return sum(counts)

@@ -190,12 +190,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def report(summary: Optional[Dict[str, Any]]) -> None:
-    """Tell the user, and the log, when the kernel killed for memory, or limits were lost."""
-    if summary and summary.get("lost_limits"):
+    """Tell the user, and the log, when limits were reached, or lost."""
+    if not summary:
+        return
+    if summary.get("lost_limits"):
         log.warn(summary["lost_limits"])
-    if summary and summary.get("oom"):
-        log.say(summary["oom"])
-        log.stage_line("run", **{key: summary[key] for key in ("job", "user", "node", "oom_kills")})
+    for sentence, number in (("oom", "oom_kills"), ("pids", "pids_refused")):
+        if summary.get(sentence):
+            log.say(summary[sentence])
+            log.stage_line("run", **{key: summary[key] for key in ("job", "user", "node", number)})
 
 
 def find_caller(name: str | None) -> User:

@@ -116,6 +116,7 @@ def test_the_sites_log_has_what_the_kernel_killed(
     assert (kept["oom_kills"], kept["lost_limits"]) == (1, "")
     assert "the job reached its memory limit of 64 MiB" in kept["oom"]
     assert kept["memory_peak"] > 32 * MEBIBYTE
+    assert (kept["pids_refused"], kept["pids"]) == (0, "")
 
 
 def test_enough_memory_is_no_story(place: paths.JobPaths, start: Start) -> None:
@@ -131,8 +132,26 @@ def test_processes_are_counted(place: paths.JobPaths, start: Start) -> None:
     child = start("sh", "-c", "for n in 1 2 3 4 5; do sleep 600 & done; echo all")
     assert child.wait(timeout=30) != 0
     assert len(set(file_of(place, "cgroup.procs").split())) == 2
-    limits.release(place)
+    usage = limits.release(place)
     assert child.communicate()[0] == "sh: 0: Cannot fork\n"
+    assert usage is not None
+    assert usage.refused == 1
+    assert usage.pids_sentence() == (
+        "the job reached its limit of 3 processes and threads: the kernel refused 1 more "
+        "(ask for more (--pids), or use fewer threads)"
+    )
+
+
+def test_what_the_end_itself_refuses_is_no_story(place: paths.JobPaths, start: Start) -> None:
+    """It lets nobody be born any more, and a killed one may have done so before."""
+    limits.make(Limits(pids=5), place)
+    for path in where(place):
+        if os.path.exists(f"{path}/pids.max"):
+            cgroups.write(f"{path}/pids.max", "0")
+    assert start("sh", "-c", "/bin/true; echo all").communicate()[0] == "sh: 1: Cannot fork\n"
+    usage = limits.release(place)
+    assert usage is not None
+    assert (usage.refused, usage.pids_sentence()) == (0, "")
 
 
 def test_cpus_are_the_jobs(place: paths.JobPaths, start: Start) -> None:

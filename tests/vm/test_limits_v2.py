@@ -50,6 +50,7 @@ def test_processes_are_counted(vm: Vm) -> None:
     )
     assert done.code != 0
     assert "all" not in done.stdout
+    assert "limit of 3 processes and threads: the kernel refused 1 more" in done.stderr
     assert vm.run(SLEEPING).stdout == "", "what is left ends with the run"
 
 
