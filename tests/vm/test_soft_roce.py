@@ -87,8 +87,13 @@ def test_without_a_fabric_there_is_no_device(vm: Vm) -> None:
 
 
 def test_an_image_without_drivers_says_so(vm: Vm) -> None:
-    done = vm.run(inside("bare-image", "ibv_devinfo"))
-    assert "hca_id" not in done.stdout
+    done = vm.run(inside("bare-image", "ibv_devices; ibv_devinfo"))
+    listed = [line.split() for line in done.stdout.splitlines()]
+    assert listed[:2] == [["device", "node", "GUID"], ["------", "-" * 16]]
+    said = "\n".join(map(" ".join, listed[2:])) + done.stderr
+    assert "couldn't open config directory '/etc/libibverbs.d'" in said
+    assert "No IB devices found" in said
+    assert "rxe" not in said
 
 
 def test_the_hosts_libraries_are_the_ones_in_use(vm: Vm) -> None:
