@@ -61,16 +61,18 @@ def addition(
 ) -> Addition:
     """Plan the devices of a container; `given` are the GPUs that the scheduler gave the job.
 
-    Raises SiteError for a device that no spec describes, for specs that cannot be used, and with
-    `insists` for a node without a GPU's spec where all GPUs are wanted.
+    Raises SiteError for a device that no spec describes or that `fabric: none` hides, for specs
+    that cannot be used, and with `insists` where all GPUs are wanted and no spec has one.
     """
     catalogue = cdi.load(settings.cdi_directories)
     cdi.check_usable(catalogue)
     gpus = chosen_gpus(wanted.gpus or "scheduler", given or NO_GPUS, catalogue)
     if wanted.gpus == "all" and insists and not gpus:
         raise SiteError(f"cannot bring all GPUs into the container: {NO_SPEC}", GENERATE)
-    devices = (*gpus, *(catalogue.find(name) for name in wanted.devices or ()))
-    edits = cdi.chosen_edits(devices)
+    named = [catalogue.find(name) for name in wanted.devices or ()]
+    if wanted.fabric == "none":
+        check_not_hidden(named)
+    edits = cdi.chosen_edits((*gpus, *named))
     hidden = hidden_nodes(edits, catalogue)
     return Addition(
         mounts=tuple(map(mount_of, edits.mounts)),
@@ -156,6 +158,21 @@ def no_match(given: Gpus, kinds: Sequence[str], *, ambiguous: bool) -> SiteError
             f"see `hpcwrap cdi list`; {GENERATE}",
         )
     return SiteError(f"{what}: {NO_SPEC}", GENERATE)
+
+
+def check_not_hidden(named: Sequence[Found]) -> None:
+    """Raise SiteError for a device that was asked for, and that `fabric: none` hides."""
+    from hpcwrap.container.fabric import is_fabric
+
+    for found in named:
+        nodes = cdi.chosen_edits([found]).nodes
+        path = next((node.host_path for node in nodes if is_fabric(node.host_path)), None)
+        if path:
+            raise SiteError(
+                f"cannot bring {found.name} of `devices` into the container: `fabric: none` hides "
+                f"its {path}",
+                "say `fabric: image`, or leave the device out",
+            )
 
 
 def hidden_nodes(edits: Edits, catalogue: Catalogue) -> Tuple[str, ...]:

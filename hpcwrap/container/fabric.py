@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import resource
+from fnmatch import fnmatchcase
 from typing import Dict, Optional, Tuple
 
 from hpcwrap.container.addition import Addition
@@ -109,6 +110,15 @@ def no_fabric() -> Operation:
     from hpcwrap.container.hiding import Hide
 
     return Hide((*DEVICES, *CLASSES), "fabric")
+
+
+def is_fabric(path: str) -> bool:
+    """True for a path of the host that `no_fabric` hides.
+
+    >>> is_fabric("/dev/infiniband/uverbs0"), is_fabric("/dev/hfi1_0"), is_fabric("/dev/null")
+    (True, True, False)
+    """
+    return any(fnmatchcase(path, shape) for name in DEVICES for shape in (name, f"{name}/*"))
 
 
 def is_present() -> bool:

@@ -205,6 +205,16 @@ def test_all_gpus_of_a_site_may_be_none(
     assert node.kind("nvidia.com/gpu", "0").add(None, gpus="all").warnings == ()
 
 
+def test_a_device_by_name_and_no_fabric_exclude_each_other(node: Node) -> None:
+    """The device would be there, and nobody could open it."""
+    kind = "infiniband/uverbs"
+    node.kind(kind, "0").kind("vendor.example/tape", "0")
+    with pytest.raises(SiteError, match=r"of `devices` .* `fabric: none` hides its /dev/infini"):
+        node.add(None, fabric="none", devices=(f"{kind}=0",))
+    assert node.nodes(None, fabric="image", devices=(f"{kind}=0",)) == [f"{kind}/0"]
+    assert node.nodes(None, fabric="none", devices=("vendor.example/tape=0",))
+
+
 def test_variables_of_a_spec_are_set(node: Node) -> None:
     node.directory.mkdir()
     edits = {"env": ["A=1=2"]}
