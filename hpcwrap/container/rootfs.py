@@ -15,11 +15,13 @@ from contextlib import contextmanager
 from typing import Iterator, Sequence
 
 from hpcwrap.container import syscalls
-from hpcwrap.errors import SiteError, UserError
+from hpcwrap.errors import HpcwrapError, SiteError, UserError
 from hpcwrap.job import User
 
 DIRECTORY = os.O_PATH | os.O_DIRECTORY
 MOUNT_POINT_MODE = 0o755
+OWN = "/.hpcwrap"
+"""Where hpcwrap keeps in a container what is not the image's."""
 
 
 def open_inside(root: int, path: str, flags: int) -> int:
@@ -52,7 +54,10 @@ def ensure_directory(root: int, path: str) -> int:
 
 
 def ensure_own_directory(root: int, path: str) -> int:
-    """Open (O_PATH) a directory of the image's own tree, made with its parents where missing."""
+    """Open (O_PATH) a directory of the image's own tree, made with its parents where missing.
+
+    Raises what `ensure_directory` does.
+    """
     try:
         return open_own(root, path, DIRECTORY)
     except FileNotFoundError:
@@ -62,9 +67,7 @@ def ensure_own_directory(root: int, path: str) -> int:
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        raise SiteError(
-            f"cannot make {path} inside: it is in a mount of the host", "make it on the host"
-        ) from None
+        raise _in_a_mount(path) from None
     parent, name = os.path.split(path.rstrip("/"))
     above = ensure_own_directory(root, parent)
     try:
@@ -157,6 +160,19 @@ def _become(uid: int, gid: int, groups: Sequence[int]) -> None:
 
 def _no_directory(path: str) -> UserError:
     return UserError(f"cannot mount on {path}: it is not a directory in the image")
+
+
+def _in_a_mount(path: str) -> HpcwrapError:
+    """What is told of a directory that would have to be made in a mount of the host."""
+    if f"{path}/".startswith(f"{OWN}/"):
+        # Nobody mounts there but us: a link of the image has led out of it.
+        return UserError(
+            f"cannot use the image: its {OWN}, a path of hpcwrap's own, leads into a mount of the "
+            "host",
+            "remove it from the image",
+        )
+    reason = f"cannot make {path} inside: it is in a mount of the host"
+    return SiteError(reason, "make it on the host")
 
 
 def _make_directory(above: int, name: str) -> None:

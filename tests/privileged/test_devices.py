@@ -29,7 +29,7 @@ from hpcwrap.container import syscalls
 from hpcwrap.container.addition import Addition
 from hpcwrap.container.operations import Commands
 from hpcwrap.environment import Machine, Mount
-from hpcwrap.errors import SiteError, UserError
+from hpcwrap.errors import HpcwrapError, SiteError, UserError
 from hpcwrap.gpus import Gpus
 
 pytestmark = pytest.mark.privileged
@@ -408,9 +408,20 @@ def test_a_missing_file_of_a_spec_is_told_with_its_line(make: Make, specs: Specs
         make(user_namespace=False, additions=[specs.add("0")])
 
 
-@pytest.mark.parametrize("path", [".hpcwrap", "usr/lib64/driver"])
+@pytest.mark.parametrize(
+    ("path", "error", "complaint"),
+    [
+        (".hpcwrap", UserError, r"cannot use the image: its /\.hpcwrap"),
+        ("usr/lib64/driver", SiteError, "in a mount of the host"),
+    ],
+)
 def test_links_of_the_image_lead_nothing_of_roots_to_the_host(
-    make: Make, driver: Driver, tmp_path: Path, path: str
+    make: Make,
+    driver: Driver,
+    tmp_path: Path,
+    path: str,
+    error: type[HpcwrapError],
+    complaint: str,
 ) -> None:
     """What root makes inside stays inside, wherever the image's links point to."""
     mounted = tmp_path / "mounted"
@@ -422,6 +433,6 @@ def test_links_of_the_image_lead_nothing_of_roots_to_the_host(
     driver.write({"mounts": [library], "hooks": [hook("create-symlinks", "--link", link)]})
     image = make_squashfs(driver.image)
     srv = Mount(str(mounted), "/srv", "bind", (), "environments.d/test.yaml:3")
-    with pytest.raises(SiteError, match="in a mount of the host"):
+    with pytest.raises(error, match=complaint):
         make([srv], image=image, additions=[driver.add("0")], user_namespace=False)
     assert list(mounted.rglob("*")) == []
