@@ -27,6 +27,7 @@ from hpcwrap.environment import (
 )
 from hpcwrap.errors import SiteError
 from hpcwrap.human import parse_size
+from hpcwrap.listing import list_files
 from hpcwrap.request import NONE
 from hpcwrap.yamlfile import Value, read_document
 
@@ -132,19 +133,8 @@ def environment_names(directory: str) -> List[str]:
 
 
 def yaml_files(directory: str) -> List[str]:
-    """The YAML files of a directory, sorted; none when there is no such directory.
-
-    Skips what editors and package managers leave behind (`.#x.yaml`, `x.yaml~`, `x.yaml.rpmnew`).
-    Raises SiteError when the directory cannot be read.
-    """
-    try:
-        names = sorted(os.listdir(directory))
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise SiteError(f"cannot read {directory}: {error.strerror}") from error
-    wanted = [name for name in names if name.endswith((SUFFIX, ".yml")) and name[0] != "."]
-    return [os.path.join(directory, name) for name in wanted]
+    """The YAML files of a directory, sorted.  Raises SiteError when it cannot be read."""
+    return list_files(directory, (SUFFIX, ".yml"))
 
 
 def resolve(name: str, part: Part, find: Find) -> Resolved:
@@ -243,14 +233,17 @@ def read_size(value: Value) -> str:
 
 
 def read_rlimits(value: Value) -> Tuple[Rlimit, ...]:
-    """Read a list of resource limits.  Raises SiteError."""
-    limits = []
+    """Read a list of resource limits.  Raises SiteError, also for one that comes twice."""
+    limits: Dict[str, Rlimit] = {}
     for item in value.items():
         try:
-            limits.append(parse_rlimit(item.string()))
+            limit = parse_rlimit(item.string())
         except ValueError as error:
             raise item.error(f"{value.name}: {error}") from None
-    return replace_rlimits((), limits)
+        if limit.name in limits:
+            raise item.error(f"{value.name} holds {limit.name} twice")
+        limits[limit.name] = limit
+    return tuple(limits.values())
 
 
 def _devices(value: Value) -> Tuple[str, ...]:

@@ -16,6 +16,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tu
 from hpcwrap import __version__, paths, snapshot
 from hpcwrap.environment import Mount
 from hpcwrap.errors import SiteError
+from hpcwrap.listing import list_files
 from hpcwrap.record import publish
 
 GPU_CLASS = "gpu"
@@ -190,15 +191,8 @@ def load(directories: Sequence[str], kept: str = paths.CDI) -> Catalogue:
 
 
 def spec_files(directory: str) -> List[str]:
-    """The specs of a directory, sorted; none when there is no such directory.  Raises SiteError."""
-    try:
-        names = sorted(os.listdir(directory))
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise SiteError(f"cannot read {directory}: {error.strerror}") from error
-    wanted = [name for name in names if name.endswith((".json", ".yaml")) and name[0] != "."]
-    return [os.path.join(directory, name) for name in wanted]
+    """The specs of a directory, sorted.  Raises SiteError when it cannot be read."""
+    return list_files(directory, (".json", ".yaml"))
 
 
 def check_usable(catalogue: Catalogue) -> None:

@@ -114,6 +114,7 @@ def test_the_machine_is_inherited_key_by_key(directory: Directory) -> None:
         ("rlimits: [nofile=2:1]", "above the hard one"),
         ("rlimits: [nofile=unlimited:1]", "above the hard one"),
         ("rlimits: [stack=much]", "neither a number"),
+        ("rlimits: [nofile=1, core=0, nofile=2]", "rlimits holds nofile twice"),
         ("shm_size: big", "shm_size must be a size"),
     ],
 )
