@@ -24,6 +24,7 @@
 static const char SETTINGS[] = "/.hpcwrap/launcher";
 /* ssh(1), those of OpenSSH 10: what they ask for is the launcher's business. */
 static const char FLAGS[] = "1246AaCGgKkMNqsTtVvXxYy";
+static const char USAGE[] = "usage: hpcwrap-launch [OPTION...] [USER@]HOST COMMAND...";
 static const char WITH_ARGUMENT[] = "BbcDEeFIiJLmOopPQRSWw";
 enum { FAILED = 255, LARGEST = 1 << 26, MOST_WORDS = 64 };
 
@@ -99,7 +100,7 @@ static struct request read_request(char **words)
     if (*words && strcmp(*words, "--") == 0)
         words++;
     if (!*words || !words[1])
-        die("usage: hpcwrap-launch [OPTION...] [USER@]HOST COMMAND... (as ssh, with a command)");
+        die("%s (as ssh, with a command)", USAGE);
     char *at = strrchr(*words, '@');
     if (at) {
         *at = '\0';
@@ -191,6 +192,8 @@ int main(int count, char **arguments)
 {
     char *command[MOST_WORDS + 1];
     size_t size;
+    if (count > 1 && strcmp(arguments[1], "--help") == 0)
+        return puts(USAGE) < 0 ? FAILED : 0;
     struct request request = read_request(arguments + (count > 0));
     char *text = read_settings(&size);
     find_node(&request, text, size);

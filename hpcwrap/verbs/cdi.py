@@ -11,7 +11,7 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from hpcwrap import log, snapshot
 from hpcwrap.config import settings_file
-from hpcwrap.container import cdi, hooks
+from hpcwrap.container import cdi, devices, hooks
 from hpcwrap.container.cdi import Catalogue, Edits, Found
 from hpcwrap.environment import format_mount
 from hpcwrap.errors import EXIT_SITE, SiteError
@@ -57,6 +57,9 @@ def run(arguments: argparse.Namespace) -> int:
     settings = snapshot.load_settings(settings_file(arguments.config))
     catalogue = cdi.load(settings.cdi_directories)
     if arguments.action == "list":
+        if not catalogue.devices() and not catalogue.broken and not arguments.json:
+            log.say(f"no devices in {', '.join(settings.cdi_directories)}; {devices.GENERATE}")
+            return 0
         return print_list(catalogue, as_json=arguments.json)
     if arguments.action == "show":
         return print_one(catalogue.find(arguments.name), as_json=arguments.json)

@@ -109,6 +109,12 @@ def test_what_cannot_be_is_refused_with_a_sentence(site: Site, words: str, sente
     assert ran.stdout == ""
 
 
+def test_its_use_is_said(site: Site) -> None:
+    ran = launch(site, "--help")
+    usage = "usage: hpcwrap-launch [OPTION...] [USER@]HOST COMMAND...\n"
+    assert (ran.code, ran.stdout, ran.stderr) == (0, usage, "")
+
+
 def test_the_users_own_agent_wins(site: Site) -> None:
     line = "echo $OMPI_MCA_plm_rsh_agent $PRTE_MCA_plm_ssh_agent"
     srun = ["srun", "-n1", "--container=busybox-1", "/bin/sh", "-c", line]

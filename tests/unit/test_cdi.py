@@ -15,7 +15,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcwrap import snapshot
+from hpcwrap import cli, snapshot
 from hpcwrap.container import cdi, cdifile
 from hpcwrap.container.cdi import Catalogue, Hook, Node
 from hpcwrap.environment import Mount
@@ -356,3 +356,16 @@ def test_what_was_read_is_kept_until_a_file_changes(
     assert len(load(tmp_path, "etc").specs) == 2
     (tmp_path / "kept.json").write_text("{nonsense")
     assert len(load(tmp_path, "etc").specs) == 2
+
+
+def test_a_node_without_specs_is_told_how_to_have_some(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = tmp_path / "hpcwrap.yaml"
+    settings.write_text(f"cdi_directories: [{tmp_path}/cdi]\n")
+    assert cli.run(["--config", str(settings), "cdi", "list"]) == 0
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert f"no devices in {tmp_path}/cdi; for NVIDIA's, root runs `hpcwrap cdi gen" in said.err
+    assert cli.run(["--config", str(settings), "cdi", "list", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"devices": [], "broken": []}
