@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 from typing import Optional, Sequence
 
 from clusterlib import lifecycle, processes
-from clusterlib.errors import ToolError
+from clusterlib.edge import run_verb, tool_parser
 from clusterlib.layout import (
     CONTROLLER,
     DEFAULT_NODES,
@@ -39,17 +38,8 @@ etc-slurm in the state directory.  Images go to docker://registry:5000/.  Users:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one verb; expected failures are one sentence on stderr and exit code 1."""
-    options = make_parser().parse_args(argv)
-    try:
-        if os.geteuid() != 0:
-            raise ToolError("cannot make or enter nodes: run this as root")
-        return int(options.verb(options))
-    except (ToolError, OSError) as error:
-        print(f"tools/cluster: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    """Run one verb; returns the exit code."""
+    return run_verb(make_parser(), argv, "make or enter nodes")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -57,12 +47,8 @@ def make_parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
     where = f"where the cluster keeps its files (default: $HPCWRAP_CLUSTER or {DEFAULT_STATE})"
     shared.add_argument("--state", metavar="DIR", default=argparse.SUPPRESS, help=where)
-    parser = argparse.ArgumentParser(
-        prog="tools/cluster",
-        description="A real multi-node Slurm cluster on this one machine.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=[shared],
+    parser = tool_parser(
+        "cluster", "A real multi-node Slurm cluster on this one machine.", EPILOG, [shared]
     )
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     _add_lifecycle_verbs(verbs, shared)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 from typing import Sequence
 
+from clusterlib.edge import run_verb, tool_parser
 from clusterlib.errors import ToolError
 from clusterlib.layout import CONTROLLER, DEFAULT_STATE, REGISTRY_PORT, address
 from clusterlib.processes import node_pid
@@ -35,29 +35,15 @@ IMAGES = {**RECIPES, **SUITES, **{recipe.name: recipe for recipe in (MPIRUN_12, 
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one verb; expected failures are one sentence on stderr and exit code 1."""
-    options = make_parser().parse_args(argv)
-    try:
-        if os.geteuid() != 0:
-            raise ToolError("cannot make images: run this as root")
-        return int(options.verb(options))
-    except (ToolError, OSError) as error:
-        print(f"tools/image: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    """Run one verb; returns the exit code."""
+    return run_verb(make_parser(), argv, "make images")
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--cache", metavar="DIR", default=cache.DEFAULT_CACHE)
-    parser = argparse.ArgumentParser(
-        prog="tools/image",
-        description="Makes the images of the demo and the tests.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = tool_parser("image", "Makes the images of the demo and the tests.", EPILOG)
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     for name, verb, text in (
         ("build", build, "build an image, unless it is in the cache"),

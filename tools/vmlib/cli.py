@@ -8,6 +8,7 @@ import sys
 import time
 from typing import Sequence
 
+from clusterlib.edge import run_verb, tool_parser
 from clusterlib.errors import ToolError
 from imagelib.cache import DEFAULT_CACHE
 
@@ -25,28 +26,16 @@ controllers, soft-RoCE, the users alice and bob, and this work tree at /hpcwrap.
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one verb; expected failures are one sentence on stderr and exit code 1."""
-    options = make_parser().parse_args(argv)
-    try:
-        if os.geteuid() != 0:
-            raise ToolError("cannot make a virtual machine's files: run this as root")
-        return int(options.verb(options))
-    except (ToolError, OSError) as error:
-        print(f"tools/vm: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    """Run one verb; returns the exit code."""
+    return run_verb(make_parser(), argv, "make a virtual machine's files")
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--cache", metavar="DIR", default=DEFAULT_CACHE)
-    parser = argparse.ArgumentParser(
-        prog="tools/vm",
-        description="A small virtual machine for what this machine's kernel lacks.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = tool_parser(
+        "vm", "A small virtual machine for what this machine's kernel lacks.", EPILOG
     )
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     for name, verb, text in (
