@@ -6,7 +6,7 @@ import pathlib
 import shutil
 import subprocess
 import time
-from typing import Any, Dict, Mapping, NamedTuple, Optional, Sequence
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
 from hpcwrap.config import Config, Settings
 from hpcwrap.environment import Environment
@@ -22,6 +22,26 @@ PIN = f"debian-12@{DIGEST}"
 NOW = int(time.time())
 ALICE, BOB = 2001, 2002
 DENIED = 2002
+
+IMAGES = [
+    "docker://debian:12",
+    "ghcr.io/a/b:1",
+    "registry:5000/team/x@" + DIGEST,
+    "/home/alice/x.sif",
+    "sif:/home/alice/x.sif",
+    "docker-daemon:x:1",
+]
+
+BROKEN_TABLES: List[Optional[str]] = [
+    None,
+    "",
+    "return 7",
+    "return {",
+    "return { version = 99 }",
+    "return os.exit(0)",
+    "return { version = 1 }",
+    "\x1bLua",
+]
 
 DRIVER = """
 local said, logged = {}, {}

@@ -15,8 +15,10 @@ from filters import (
     ACCOUNTS,
     ALICE,
     BOB,
+    BROKEN_TABLES,
     DENIED,
     DIGEST,
+    IMAGES,
     LUAS,
     NEVER,
     NOW,
@@ -247,15 +249,6 @@ def test_a_table_is_written_anew_for_what_it_says_and_before_its_digests_lapse()
 
 # ---- images of the user's own ----
 
-IMAGES = [
-    "docker://debian:12",
-    "ghcr.io/a/b:1",
-    "registry:5000/team/x@" + DIGEST,
-    "/home/alice/x.sif",
-    "sif:/home/alice/x.sif",
-    "docker-daemon:x:1",
-]
-
 
 @pytest.mark.parametrize("text", IMAGES)
 def test_an_image_is_the_sites_to_allow(lua: Filter, text: str) -> None:
@@ -444,17 +437,6 @@ def test_container_cannot_be_changed(lua: Filter) -> None:
 
 
 # ---- when something is wrong with us ----
-
-BROKEN_TABLES: List[Optional[str]] = [
-    None,
-    "",
-    "return 7",
-    "return {",
-    "return { version = 99 }",
-    "return os.exit(0)",
-    "return { version = 1 }",
-    "\x1bLua",
-]
 
 
 @pytest.mark.parametrize("text", BROKEN_TABLES)
