@@ -8,7 +8,7 @@ environment.  tests/slurm asks the real slurmctld.
 from __future__ import annotations
 
 import pathlib
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, Optional
 
 import pytest
 from filters import (
