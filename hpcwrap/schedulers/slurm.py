@@ -39,8 +39,13 @@ COMMANDS = (
 )
 """Slurm's commands that jobs call."""
 
+CONFIGURATION = "/etc/slurm/slurm.conf"
+
+UNBOUND = "--cpu-bind=none"
+"""Without it all ranks of a node inherit one CPU; where nothing binds, srun complains of it."""
+
 LAUNCH = (
-    *("--overlap", "--mem=0", "--cpu-bind=none", "--nodes=1", "--ntasks=1", "--mpi=none"),
+    *("--overlap", "--mem=0", "--nodes=1", "--ntasks=1", "--mpi=none"),
     *("--export=ALL", "--quiet", "--nodelist=%h", "/bin/sh", "-c", "%c"),
 )
 """srun without taking anything from other steps, and with all that the job has on the node: it
@@ -86,7 +91,7 @@ def read_gpus(environ: Mapping[str, str]) -> Optional[Gpus]:
     from hpcwrap import gpus
 
     found = gpus.read_gpus(environ)
-    directory = os.path.dirname(environ.get("SLURM_CONF", "/etc/slurm/slurm.conf"))
+    directory = os.path.dirname(environ.get("SLURM_CONF", CONFIGURATION))
     return found._replace(renumber=not constrains_devices(directory))
 
 
@@ -102,11 +107,20 @@ def constrains_devices(directory: str) -> bool:
 
 def read_value(path: str, key: str) -> str:
     """Read one value of slurm.conf or cgroup.conf, the last of its key; empty for none."""
+    return find_value(read_text(path), key)
+
+
+def read_text(path: str) -> str:
+    """Read a file of Slurm's; empty where there is none."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
-            text = file.read()
+            return file.read()
     except OSError:
         return ""
+
+
+def find_value(text: str, key: str) -> str:
+    """The last value of a key; empty for none."""
     found = re.findall(rf"^[ \t]*{key}[ \t]*=[ \t]*([^\s#]+)", text, re.IGNORECASE | re.MULTILINE)
     return found[-1] if found else ""
 
@@ -199,7 +213,19 @@ def launcher(settings: Settings, environ: Mapping[str, str]) -> Optional[Launche
         return None
     nodes = slurm_hosts.expand(environ.get("SLURM_NODELIST", ""))
     job = f"--jobid={environ.get('SLURM_JOB_ID', '%j')}"
-    return Launcher((srun, job, *LAUNCH), nodes, MISLEADING, hydra=False)
+    unbound = (UNBOUND,) if binds(environ.get("SLURM_CONF", CONFIGURATION)) else ()
+    return Launcher((srun, job, *unbound, *LAUNCH), nodes, MISLEADING, hydra=False)
+
+
+def binds(path: str) -> bool:
+    """False where slurm.conf has no TaskPlugin, so that nothing binds steps to CPUs.
+
+    True where that cannot be told: by another file that it includes, or without slurm.conf.
+    """
+    text = read_text(path)
+    if not text or re.search(r"^[ \t]*include[ \t]", text, re.IGNORECASE | re.MULTILINE):
+        return True
+    return find_value(text, "TaskPlugin").lower() not in ("", "none", "task/none")
 
 
 def spool_directory(pattern: str, environ: Mapping[str, str]) -> str:

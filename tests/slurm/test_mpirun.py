@@ -88,7 +88,7 @@ def test_a_command_may_have_no_input(site: Site) -> None:
 def test_it_stays_in_its_job_whatever_the_user_unsets(site: Site) -> None:
     line = "unset SLURM_JOB_ID SLURM_JOBID; hpcwrap-launch n2 'echo $SLURM_JOB_ID; ls -d /.hpcwrap'"
     job = site.batch(f"#!/bin/sh\n{line}\n", "--container=busybox-1", "-N2")
-    assert job.output.split()[-2:] == [job.id, "/.hpcwrap"]
+    assert job.output.split() == [job.id, "/.hpcwrap"]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_what_cannot_be_is_refused_with_a_sentence(site: Site, words: str, sente
 def test_its_use_is_said(site: Site) -> None:
     ran = launch(site, "--help")
     usage = "usage: hpcwrap-launch [OPTION...] [USER@]HOST COMMAND...\n"
-    assert (ran.code, ran.stdout, ran.stderr) == (0, usage, "")
+    assert (ran.code, ran.stdout) == (0, usage)
 
 
 def test_the_users_own_agent_wins(site: Site) -> None:

@@ -1,5 +1,8 @@
 """Launching on other nodes: Slurm's host lists, and the file that native/hpcwrap-launch reads."""
 
+from pathlib import Path
+from typing import Optional
+
 import pytest
 
 from hpcwrap import machine, paths
@@ -54,6 +57,29 @@ def test_slurm_launches_by_srun_where_it_is(tmp_path_factory: pytest.TempPathFac
     assert "--overlap" in launcher.words
     assert launcher.nodes == ("n1", "n2")
     assert not launcher.hydra
+
+
+@pytest.mark.parametrize(
+    ("text", "bound"),
+    [
+        ("TaskPlugin=task/affinity,task/cgroup\n", True),
+        ("ClusterName=x\n", False),
+        ("taskplugin = task/none\n", False),
+        ("ClusterName=x\ninclude more.conf\n", True),
+        (None, True),
+    ],
+)
+def test_slurm_is_asked_for_all_cpus_where_it_binds(
+    tmp_path: Path, text: Optional[str], bound: bool
+) -> None:
+    """Where it does not, srun says so whenever it is asked."""
+    (tmp_path / "srun").touch(mode=0o755)
+    if text is not None:
+        (tmp_path / "slurm.conf").write_text(text)
+    settings = Settings(slurm_commands=str(tmp_path))
+    launcher = load("slurm").launcher(settings, {"SLURM_CONF": f"{tmp_path}/slurm.conf"})
+    assert launcher is not None
+    assert ("--cpu-bind=none" in launcher.words) == bound
 
 
 def test_hydra_uses_it_where_it_knows_no_better() -> None:
