@@ -98,7 +98,7 @@ def test_what_is_whole_is_kept_while_the_rest_comes(
         time.sleep(0.005)
     assert pushed.layers[1] not in kept(access)
     assert set(kept(access)) <= {pushed.layers[0], pushed.layers[2]}
-    download._skopeo._run._child.kill()
+    download._skopeo._run.child.kill()
 
 
 def test_the_cache_keeps_its_size(push: Any, access: Access) -> None:

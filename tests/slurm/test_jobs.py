@@ -38,7 +38,9 @@ def test_without_a_container_the_job_runs_on_the_host(site: Site) -> None:
     assert job.output == "in=\nhost\n"
 
 
-@pytest.mark.parametrize("layout", [("-N2", "-n4"), ("-N1", "-n8"), ("-N2", "-n16")], ids=" ".join)
+# Sixteen on two processors are too many for Debian's Open MPI 4.1.4: 4 of 70 such steps end with a
+# signal while ranks of a node find each other, without any container as well.
+@pytest.mark.parametrize("layout", [("-N2", "-n4"), ("-N1", "-n8"), ("-N2", "-n8")], ids=" ".join)
 def test_mpi_ranks_on_one_node_and_on_both(site: Site, layout: "tuple[str, str]") -> None:
     job = site.batch(
         "#!/bin/bash\n#SBATCH --container=debian-12\nsrun --mpi=pmix mpi-hello\n", *layout
