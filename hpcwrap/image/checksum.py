@@ -13,9 +13,6 @@ PIECE = 16 << 20
 READ = 1 << 20
 """Bytes of a piece, which must never change, and of one read."""
 
-UNWRITTEN = 64 << 20
-"""Bytes before the end of a file that mksquashfs may still have to write."""
-
 Pieces = Mapping[int, bytes]
 """Where a piece begins, and its sha256."""
 
@@ -64,10 +61,10 @@ class EarlyPieces:
     4.5.1, mksquashfs.c, write_file_blocks_dup).
     """
 
-    def __init__(self, largest: int) -> None:
-        """`largest` is the size in bytes of the image's largest file."""
+    def __init__(self, largest: int, waiting: int) -> None:
+        """In bytes: the largest file of the image, and what mksquashfs may not have written."""
         self.pieces: Dict[int, bytes] = {}
-        self._behind = largest + UNWRITTEN
+        self._behind = largest + waiting
         self._next = PIECE
 
     def look(self, descriptor: int) -> None:

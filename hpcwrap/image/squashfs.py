@@ -37,15 +37,22 @@ def command(output: str, plan: Plan, form: Format) -> List[str]:
     argv += ["-xattrs" if plan.tagged else "-no-xattrs"]
     processors = len(os.sched_getaffinity(0))
     argv += ["-processors", str(processors)]
-    # For blocks that wait: a quarter of the machine's memory by default, and the node has jobs.
-    # More than this is no faster (docs/decisions/0018).
-    argv += ["-mem", f"{32 + 2 * processors}M"]
+    argv += ["-mem", f"{waiting(processors) >> 20}M"]
     argv += ["-root-mode", f"{plan.root.mode:o}"]
     argv += ["-root-uid", str(plan.root.uid), "-root-gid", str(plan.root.gid)]
     argv += ["-comp", form.compression]
     if form.compression in _LEVELS:
         argv += ["-Xcompression-level", str(form.level)]
     return argv
+
+
+def waiting(processors: int) -> int:
+    """Bytes of blocks that may wait in mksquashfs for a processor or the disk.
+
+    By default a quarter of the machine's memory, and the node has jobs.  More than this is no
+    faster (docs/decisions/0018).
+    """
+    return (32 + 2 * processors) << 20
 
 
 def environment(plan: Plan) -> Dict[str, str]:
@@ -85,7 +92,7 @@ def write_squashfs(
 
     Returns those pieces of its checksum that were made meanwhile.  Raises SiteError.
     """
-    early = EarlyPieces(plan.largest)
+    early = EarlyPieces(plan.largest, waiting(len(os.sched_getaffinity(0))))
     with tempfile.TemporaryFile(dir=".") as errors, _flushed(output, early):
         reader, writer = wide_pipe()
         argv = [*before, *guarded(command(output, plan, form))]

@@ -167,7 +167,7 @@ def test_mksquashfs_that_fails_is_the_sites_error(tmp_path: Path) -> None:
 def test_what_the_disk_says_is_told_although_another_fsync_follows() -> None:
     def write_and_wait() -> None:
         others = set(threading.enumerate())
-        with _flushed("/dev/full", EarlyPieces(0)):
+        with _flushed("/dev/full", EarlyPieces(0, 0)):
             # fdatasync(2) of a device is EINVAL: the thread ends with that.
             for thread in set(threading.enumerate()) - others:
                 thread.join()
@@ -181,7 +181,7 @@ def test_pieces_of_the_checksum_are_right_before_the_file_is_whole(
 ) -> None:
     """mksquashfs goes back when it finds that a file is the same as an earlier one."""
     monkeypatch.setattr(checksum, "PIECE", 1 << 16)
-    monkeypatch.setattr(checksum, "UNWRITTEN", 0)
+    monkeypatch.setattr(squashfs, "EarlyPieces", lambda largest, _: EarlyPieces(largest, 0))
     monkeypatch.setattr(squashfs, "FLUSH_EVERY", 0.0005)
     contents = [os.urandom(3 << 20) for _ in range(8)]
     members = [Member(f"{n}", content=contents[n % 8]) for n in range(32)]
