@@ -12,6 +12,8 @@ import re
 from contextlib import suppress
 from typing import FrozenSet, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
+from hpcwrap.textfile import read_text
+
 PROCS = "cgroup.procs"
 SUBTREE = "cgroup.subtree_control"
 
@@ -95,7 +97,7 @@ def _unescape(text: str) -> str:
 
 def find_hierarchies() -> List[Hierarchy]:
     """The hierarchies of this process, with their levels."""
-    parsed = parse_hierarchies(read("/proc/self/mountinfo"), read("/proc/self/cgroup"))
+    parsed = parse_hierarchies(read_text("/proc/self/mountinfo"), read_text("/proc/self/cgroup"))
     found = [each._replace(own=_roots_own(each)) for each in parsed]
     return [
         each._replace(levels=tuple(_read_levels(each))) if each.version == 2 else each
@@ -134,10 +136,10 @@ def _read_levels(hierarchy: Hierarchy) -> List[Level]:
 def _read_level(path: str) -> Level:
     return Level(
         path,
-        frozenset(read(f"{path}/cgroup.controllers").split()),
-        frozenset(read(f"{path}/{SUBTREE}").split()),
+        frozenset(read_text(f"{path}/cgroup.controllers").split()),
+        frozenset(read_text(f"{path}/{SUBTREE}").split()),
         is_root=not os.path.exists(f"{path}/cgroup.type"),
-        has_processes=bool(read(f"{path}/{PROCS}").strip()),
+        has_processes=bool(read_text(f"{path}/{PROCS}").strip()),
     )
 
 
@@ -169,13 +171,6 @@ def _missing(
         lacking = tuple(sorted(wanted - level.enabled))
         if lacking:
             yield level.path, lacking
-
-
-def read(path: str) -> str:
-    """A small file of the kernel's as text; empty when there is none."""
-    with suppress(OSError), open(path, encoding="utf-8", errors="surrogateescape") as file:
-        return file.read()
-    return ""
 
 
 def write(path: str, text: str) -> None:

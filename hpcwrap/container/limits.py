@@ -15,13 +15,14 @@ import time
 from contextlib import suppress
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
-from hpcwrap.container.cgroups import PROCS, find_hierarchies, read, write
+from hpcwrap.container.cgroups import PROCS, find_hierarchies, write
 from hpcwrap.container.limitplan import Cgroup, Node, plan
 from hpcwrap.errors import HpcwrapError, NodeError, SiteError, UserError
 from hpcwrap.human import format_binary
 from hpcwrap.job import Limits
 from hpcwrap.paths import JobPaths
 from hpcwrap.record import publish
+from hpcwrap.textfile import read_text
 
 HUGE_PAGES = "/sys/kernel/mm/hugepages"
 KILL = "cgroup.kill"
@@ -138,7 +139,7 @@ def release(place: JobPaths) -> Optional[Usage]:
 
 def this_node() -> Node:
     """What the plan has to know of the node."""
-    return Node(huge_page_sizes(), has_swap=len(read("/proc/swaps").splitlines()) > 1)
+    return Node(huge_page_sizes(), has_swap=len(read_text("/proc/swaps").splitlines()) > 1)
 
 
 def huge_page_sizes(directory: str = HUGE_PAGES) -> Tuple[str, ...]:
@@ -177,7 +178,7 @@ def _make(cgroup: Cgroup) -> None:
     except OSError as error:
         raise SiteError(f"cannot make the cgroup {cgroup.path}: {error.strerror}") from error
     for file in cgroup.copied:
-        _set(f"{cgroup.path}/{file}", read(f"{os.path.dirname(cgroup.path)}/{file}").strip())
+        _set(f"{cgroup.path}/{file}", read_text(f"{os.path.dirname(cgroup.path)}/{file}").strip())
     for setting in cgroup.settings:
         path = f"{cgroup.path}/{setting.file}"
         if not setting.optional or os.path.exists(path):
@@ -203,7 +204,7 @@ def _no_such_cpus(wanted: str, there: str) -> UserError:
 
 def _cpus_of(path: str) -> str:
     """The CPUs that a cgroup has, as its version tells it; empty without the controller."""
-    return read(f"{path}/cpuset.cpus.effective") or read(f"{path}/cpuset.effective_cpus")
+    return read_text(f"{path}/cpuset.cpus.effective") or read_text(f"{path}/cpuset.effective_cpus")
 
 
 def _check_cpuset(limits: Limits, planned: Sequence[Cgroup]) -> None:
@@ -305,7 +306,7 @@ def _processes(path: str) -> List[int]:
     return [
         int(line)
         for directory, _, _ in os.walk(path)
-        for line in read(f"{directory}/{PROCS}").split()
+        for line in read_text(f"{directory}/{PROCS}").split()
         if line != "0"
     ]
 
@@ -335,10 +336,10 @@ def _read_usage(limits: Limits, cgroups: Sequence[Tuple[str, int]]) -> Usage:
     counts, peaks = [0], [0]
     for path, _ in cgroups:
         for file in ("memory.events", "memory.oom_control"):
-            words = read(f"{path}/{file}").split()
+            words = read_text(f"{path}/{file}").split()
             counts += [int(n) for key, n in zip(words, words[1:]) if key == "oom_kill"]
         for file in ("memory.peak", "memory.max_usage_in_bytes"):
-            peaks += [int(text) for text in read(f"{path}/{file}").split()]
+            peaks += [int(text) for text in read_text(f"{path}/{file}").split()]
     return Usage(limits, sum(counts), max(peaks))
 
 
@@ -348,6 +349,6 @@ def _read_refused(limits: Limits, cgroups: Sequence[Tuple[str, int]]) -> int:
         return 0
     counts = [0]
     for path, _ in cgroups:
-        if read(f"{path}/pids.max").strip() == str(limits.pids):
-            counts += [int(text) for text in read(f"{path}/pids.events").split()[1:2]]
+        if read_text(f"{path}/pids.max").strip() == str(limits.pids):
+            counts += [int(text) for text in read_text(f"{path}/pids.events").split()[1:2]]
     return sum(counts)

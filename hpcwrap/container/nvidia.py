@@ -16,6 +16,7 @@ from hpcwrap import run
 from hpcwrap.container import elf
 from hpcwrap.container.libraries import read_ld_cache
 from hpcwrap.errors import SiteError
+from hpcwrap.textfile import read_text
 
 KIND = "nvidia.com/gpu"
 VERSION = "0.5.0"
@@ -229,7 +230,7 @@ def find_files(driver: Driver) -> Files:
         tuple(sorted(glob.glob(f"/lib/firmware/nvidia/{driver.version}/gsp*.bin"))),
         tuple(path for path in SOCKETS if os.path.exists(path)),
         tuple(node for node in COMMON_NODES if os.path.exists(node)),
-        read_mig_minors(_read(MIG_MINORS)),
+        read_mig_minors(read_text(MIG_MINORS)),
         {gpu.bus: drm_nodes(gpu.bus) for gpu in driver.gpus},
     )
 
@@ -272,11 +273,3 @@ def drm_nodes(bus: str) -> Tuple[str, ...]:
     """The nodes in /dev/dri of the GPU at a PCI address."""
     links = (f"/dev/dri/by-path/pci-{bus}-{kind}" for kind in ("card", "render"))
     return tuple(os.path.realpath(link) for link in links if os.path.exists(link))
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path, encoding="ascii", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return ""

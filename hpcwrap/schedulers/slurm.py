@@ -17,6 +17,7 @@ from hpcwrap.errors import SiteError, UserError
 from hpcwrap.job import Job, User, find_user, make_user
 from hpcwrap.request import Request, is_plain, make_request
 from hpcwrap.schedulers import Commands, Launcher, slurm_hosts
+from hpcwrap.textfile import read_text
 
 if TYPE_CHECKING:
     from hpcwrap.gpus import Gpus
@@ -108,15 +109,6 @@ def constrains_devices(directory: str) -> bool:
 def read_value(path: str, key: str) -> str:
     """Read one value of slurm.conf or cgroup.conf, the last of its key; empty for none."""
     return find_value(read_text(path), key)
-
-
-def read_text(path: str) -> str:
-    """Read a file of Slurm's; empty where there is none."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return ""
 
 
 def find_value(text: str, key: str) -> str:

@@ -12,6 +12,7 @@ from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from hpcwrap.config import Settings
 from hpcwrap.schedulers.slurm_table import make_engine
+from hpcwrap.textfile import read_text
 
 WELL, MISSING, WRONG, NOTE = "ok", "missing", "wrong", "note"
 CONF, PLUGSTACK, JOB_SUBMIT = "slurm.conf", "plugstack.conf", "job_submit.lua"
@@ -212,10 +213,12 @@ def _completed(wanted: Wanted, value: Optional[str]) -> str:
 
 def read_plugstack(path: str) -> str:
     """Read plugstack.conf and the files that it includes (spank(7)); no file is an empty one."""
-    text = _read(path)
+    text = read_text(path)
     patterns = re.findall(r"^\s*include\s+(\S+)", text, re.MULTILINE)
     names = [os.path.join(os.path.dirname(path), pattern) for pattern in patterns]
-    return "\n".join([text, *(_read(name) for each in names for name in sorted(glob.glob(each)))])
+    return "\n".join(
+        [text, *(read_text(name) for each in names for name in sorted(glob.glob(each)))]
+    )
 
 
 def check_plugstack(text: str, place: Place) -> Finding:
@@ -240,17 +243,6 @@ def check_job_submit(text: str, place: Place) -> Finding:
         if not re.search(rf"\.{name}\s*\(", code):
             return Finding(JOB_SUBMIT, name, WRONG, f"slurm_job_{name} does not call our {name}")
     return Finding(JOB_SUBMIT, "dofile", WELL, place.filter)
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            return file.read()
-    except OSError:
-        return ""
-
-
-read_text = _read
 
 
 # ---- lines ----

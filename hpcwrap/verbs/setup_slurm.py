@@ -16,6 +16,7 @@ from hpcwrap.image.source import parse_source
 from hpcwrap.image.store import Store
 from hpcwrap.schedulers import slurm_accounts, slurm_files, slurm_table
 from hpcwrap.schedulers.slurm_files import MISSING, NOTE, WELL, WRONG, Finding, Place
+from hpcwrap.textfile import read_text
 
 NATIVE = {
     "hpcwrap-enter": paths.enter_program,
@@ -182,7 +183,7 @@ def write_table(site: Site) -> str:
     """Publish the table and have slurmctld read it, when it has changed."""
     need_root()
     path, text = site.place.table, render_table(site)
-    if is_current(slurm_files.read_text(path), text):
+    if is_current(read_text(path), text):
         return f"{path} is up to date"
     os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
     temporary = f"{path}.{os.getpid()}"
@@ -304,8 +305,8 @@ def check_controller(site: Site) -> List[Finding]:
     """Look at what only slurmctld's host needs."""
     if not site.is_controller:
         return []
-    text = slurm_files.read_text(site.place.path(slurm_files.JOB_SUBMIT))
-    table = slurm_files.read_text(site.place.table)
+    text = read_text(site.place.path(slurm_files.JOB_SUBMIT))
+    table = read_text(site.place.table)
     return [slurm_files.check_job_submit(text, site.place), check_table(table, site)]
 
 
@@ -359,12 +360,12 @@ def running_conf(site: Site) -> Dict[str, str]:
 
 def file_conf(site: Site) -> Dict[str, str]:
     """What slurm.conf says."""
-    return slurm_files.parse_conf(slurm_files.read_text(site.place.path(slurm_files.CONF)))
+    return slurm_files.parse_conf(read_text(site.place.path(slurm_files.CONF)))
 
 
 def cgroup_conf(site: Site) -> Dict[str, str]:
     """What cgroup.conf says, where slurmctld does not answer."""
-    return slurm_files.parse_conf(slurm_files.read_text(site.place.path(slurm_files.CGROUP)))
+    return slurm_files.parse_conf(read_text(site.place.path(slurm_files.CGROUP)))
 
 
 def _plugstack(values: Dict[str, str], site: Site) -> str:

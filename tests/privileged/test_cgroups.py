@@ -20,6 +20,7 @@ from hpcwrap.container import cgroups, limits
 from hpcwrap.container.limitplan import plan
 from hpcwrap.errors import SiteError, UserError
 from hpcwrap.job import Limits
+from hpcwrap.textfile import read_text
 
 pytestmark = pytest.mark.privileged
 
@@ -84,7 +85,7 @@ def python(script: str) -> tuple[str, ...]:
 
 def file_of(place: paths.JobPaths, name: str) -> str:
     """The text of a file of whichever of the job's cgroups has it."""
-    return "".join(cgroups.read(f"{path}/{name}") for path in where(place))
+    return "".join(read_text(f"{path}/{name}") for path in where(place))
 
 
 def test_more_memory_than_the_limit_is_not_to_be_had(place: paths.JobPaths, start: Start) -> None:
