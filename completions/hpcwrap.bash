@@ -41,8 +41,7 @@ _shtab_hpcwrap_env_pos_0_choices=(list show)
 _shtab_hpcwrap_plan___scheduler_choices=(slurm local)
 _shtab_hpcwrap_cdi_generate_pos_0_choices=(nvidia)
 _shtab_hpcwrap_cdi_pos_0_choices=(list show check generate)
-_shtab_hpcwrap_setup_pos_0_choices=(slurm)
-_shtab_hpcwrap_setup___lines_choices=(slurm.conf plugstack.conf job_submit.lua)
+_shtab_hpcwrap_setup_pos_0_choices=(slurm gridengine htcondor pbs lsf)
 _shtab_hpcwrap_pos_0_choices=(run pull images image rm env plan cdi config setup timing)
 
 _shtab_hpcwrap_run_pos_1_nargs=...

@@ -8,13 +8,13 @@ from __future__ import annotations
 import glob
 import os
 import re
-from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 from hpcwrap.config import Settings
+from hpcwrap.finding import MISSING, NOTE, WELL, WRONG, Finding
 from hpcwrap.schedulers.slurm_table import make_engine
 from hpcwrap.textfile import read_text
 
-WELL, MISSING, WRONG, NOTE = "ok", "missing", "wrong", "note"
 CONF, PLUGSTACK, JOB_SUBMIT = "slurm.conf", "plugstack.conf", "job_submit.lua"
 FILES = (CONF, PLUGSTACK, JOB_SUBMIT)
 CGROUP = "cgroup.conf"
@@ -34,15 +34,6 @@ class Place(NamedTuple):
     def path(self, file: str) -> str:
         """One of Slurm's own files."""
         return os.path.join(self.directory, file)
-
-
-class Finding(NamedTuple):
-    """One thing that was looked at; `state` is ok, missing, wrong or note (nothing to do)."""
-
-    file: str
-    what: str
-    state: str
-    detail: str
 
 
 class Wanted(NamedTuple):
@@ -262,8 +253,3 @@ def render_lines(file: str, place: Place) -> str:
         done = check_job_submit(text, place).state == WELL
         template, values = "slurm_job_submit.lua.j2", {"filter": place.filter, "table": place.table}
     return "" if done else engine.get_template(template).render(values)
-
-
-def is_well(findings: Sequence[Finding]) -> bool:
-    """True when nothing is missing or wrong."""
-    return all(finding.state in (WELL, NOTE) for finding in findings)

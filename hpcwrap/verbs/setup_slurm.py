@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import tempfile
 import time
 from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from hpcwrap import config, paths, run
 from hpcwrap.container import fabric
-from hpcwrap.errors import HpcwrapError, SiteError, UserError
+from hpcwrap.errors import HpcwrapError, SiteError
+from hpcwrap.finding import MISSING, NOTE, WELL, WRONG, Finding
 from hpcwrap.image.source import parse_source
 from hpcwrap.image.store import Store
 from hpcwrap.schedulers import slurm_accounts, slurm_files, slurm_table
-from hpcwrap.schedulers.slurm_files import MISSING, NOTE, WELL, WRONG, Finding, Place
+from hpcwrap.schedulers.slurm_files import Place
 from hpcwrap.textfile import read_text
+from hpcwrap.verbs import setup_host
 
-NATIVE = {
-    "hpcwrap-enter": paths.enter_program,
-    "hpcwrap-host": paths.host_program,
-    "hpcwrap-launch": paths.launch_program,
-    "spank_hpcwrap.so": paths.spank_plugin,
-}
+FILES = slurm_files.FILES
+AFTERWARDS = "restart slurmctld and slurmd"
+NATIVE = {**setup_host.PROGRAMS, "spank_hpcwrap.so": paths.spank_plugin}
 DIGEST_LINE = re.compile(r"^ *digests? = .*\n", re.MULTILINE)
 PINS_LINE = re.compile(r"^ *pins_until = (\d+),\n", re.MULTILINE)
 BUILT_FOR = re.compile(rb"built for Slurm 0x([0-9a-f]{6})")
@@ -60,58 +57,22 @@ def install(config_file: Optional[str]) -> Iterator[str]:
 
     Yields a line for each step.  Raises HpcwrapError.
     """
-    need_root()
+    setup_host.need_root()
     yield build_native()
-    yield install_settings(config.settings_file(config_file))
+    yield setup_host.install_settings(config.settings_file(config_file))
     site = load_site(config_file)
-    yield make_directories(site)
+    yield setup_host.make_directories(site.config.settings)
     if site.is_controller:
-        yield write_table(site)
-
-
-def need_root() -> None:
-    """Raise UserError for ordinary users."""
-    if os.geteuid() != 0:
-        raise UserError("cannot set up this host: that needs root")
+        yield publish_table(site)
 
 
 # ---- the C parts ----
 
 
 def build_native() -> str:
-    """Compile hpcwrap-enter and the SPANK plugin for the Slurm of this host."""
-    if not is_stale():
-        return f"{paths.spank_plugin()} is up to date"
-    for path in map(os.path.dirname, (paths.enter_program(), paths.spank_plugin())):
-        os.makedirs(path, exist_ok=True)
-    make = run.need_program("make", "make")
-    run.need_program("cc", "gcc")
-    with tempfile.TemporaryDirectory(prefix="hpcwrap-") as build:
-        try:
-            run.output([make, "-s", "-C", paths.data("native"), f"BUILD={build}"])
-        except run.CommandError as error:
-            raise _explain(error) from error
-        for name, target in NATIVE.items():
-            publish_program(os.path.join(build, name), target())
-    return f"built {paths.enter_program()} and {paths.spank_plugin()}"
-
-
-def is_stale() -> bool:
-    """True when a program is missing, older than its source or made for another Slurm."""
-    built = [target() for target in NATIVE.values()]
-    if not all(map(os.path.exists, built)) or check_plugin().state != WELL:
-        return True
-    native = paths.data("native")
-    sources = [entry.stat().st_mtime for entry in os.scandir(native) if entry.is_file()]
-    return max(sources) > min(map(os.path.getmtime, built))
-
-
-def publish_program(source: str, target: str) -> None:
-    """Put a file in place by rename: daemons may have the old one mapped."""
-    temporary = f"{target}.{os.getpid()}"
-    shutil.copyfile(source, temporary)
-    os.chmod(temporary, 0o755)  # noqa: S103  a program and a library, for all to execute
-    os.rename(temporary, target)
+    """Compile the programs and the SPANK plugin for the Slurm of this host."""
+    anew = check_plugin().state != WELL
+    return setup_host.build("all", NATIVE, anew=anew, explain=_explain)
 
 
 def _explain(error: run.CommandError) -> HpcwrapError:
@@ -120,33 +81,7 @@ def _explain(error: run.CommandError) -> HpcwrapError:
             "cannot build the SPANK plugin: Slurm's header spank.h is not installed",
             "install libslurm-dev (Debian) or slurm-devel (RPM) of the release that runs here",
         )
-    return SiteError(f"cannot build the C parts: {run.last_line(error.stderr)}")
-
-
-# ---- settings and directories ----
-
-
-def install_settings(file: str) -> str:
-    """Install the shipped settings, unless there are settings."""
-    if os.path.exists(file):
-        return f"{file} is there already and stays as it is"
-    shutil.copytree(
-        paths.data("conf"), os.path.dirname(file), copy_function=copy_new, dirs_exist_ok=True
-    )
-    return f"installed {file}"
-
-
-def copy_new(source: str, target: str) -> str:
-    """Copy a file unless there is one."""
-    return target if os.path.exists(target) else shutil.copy(source, target)
-
-
-def make_directories(site: Site) -> str:
-    """Make the store's directory and the log's; root's, readable by all."""
-    settings = site.config.settings
-    for path in (settings.store, os.path.dirname(settings.log)):
-        os.makedirs(path, mode=0o755, exist_ok=True)
-    return f"the store is {settings.store}"
+    return setup_host.explain_build(error)
 
 
 # ---- the table ----
@@ -179,9 +114,14 @@ def find_digests(store: Store, reference: str) -> Tuple[str, ...]:
     return (image.digest, *(link.history[1:] if link else ()))
 
 
-def write_table(site: Site) -> str:
+def write_table(config_file: Optional[str]) -> str:
     """Publish the table and have slurmctld read it, when it has changed."""
-    need_root()
+    return publish_table(load_site(config_file))
+
+
+def publish_table(site: Site) -> str:
+    """Publish the table of a site that has been read already."""
+    setup_host.need_root()
     path, text = site.place.table, render_table(site)
     if is_current(read_text(path), text):
         return f"{path} is up to date"
@@ -212,7 +152,7 @@ def renew_table(config_file: Optional[str]) -> None:
     """Tell slurmctld of digests that have changed, on its host, where it has been set up."""
     site = load_site(config_file)
     if os.geteuid() == 0 and site.is_controller and os.path.exists(site.place.table):
-        write_table(site)
+        publish_table(site)
 
 
 def touch(path: str) -> None:
@@ -231,18 +171,26 @@ def touch(path: str) -> None:
 # ---- lines and checks ----
 
 
-def lines(site: Site, file: str) -> str:
+def where(config_file: Optional[str], file: str) -> str:
+    """The path of one of Slurm's files."""
+    return load_site(config_file).place.path(file)
+
+
+def lines(config_file: Optional[str], file: str) -> str:
     """What to add to one of Slurm's files; job_submit.lua is the controller's alone."""
+    site = load_site(config_file)
     if file == slurm_files.JOB_SUBMIT and not site.is_controller:
         return ""
     return slurm_files.render_lines(file, site.place)
 
 
-def check(site: Site) -> List[Finding]:
+def check(config_file: Optional[str]) -> List[Finding]:
     """Look at everything that a job with a container needs of this host and of Slurm."""
+    site = load_site(config_file)
     values = running_conf(site) or file_conf(site)
     findings = [
-        *check_programs(),
+        *setup_host.check_programs("slurm"),
+        check_plugin(),
         *slurm_files.check_conf(values, site.place),
         *slurm_files.check_agreement(values, site.config.settings),
         *slurm_files.check_limits({**cgroup_conf(site), **values}),
@@ -260,19 +208,6 @@ def check_fabric(values: Dict[str, str], site: Site) -> List[Finding]:
     if not fabric.is_present():
         return []
     return [slurm_files.check_memlock(values, site.config.settings)]
-
-
-def check_programs() -> List[Finding]:
-    """Look at the compiled parts."""
-    programs = [paths.enter_program(), paths.host_program(), paths.launch_program()]
-    return [*(check_program(path) for path in programs), check_plugin()]
-
-
-def check_program(path: str) -> Finding:
-    """See whether a program has been compiled."""
-    there = os.access(path, os.X_OK)
-    detail = path if there else f"{path}: run `hpcwrap setup slurm`"
-    return Finding("programs", os.path.basename(path), WELL if there else MISSING, detail)
 
 
 def check_plugin() -> Finding:

@@ -12,9 +12,10 @@ import pytest
 
 from hpcwrap.config import Settings
 from hpcwrap.environment import UNLIMITED, Rlimit
+from hpcwrap.finding import MISSING, NOTE, WELL, WRONG, is_well
 from hpcwrap.schedulers import slurm_accounts, slurm_files
-from hpcwrap.schedulers.slurm_files import MISSING, NOTE, WELL, WRONG, Place
-from hpcwrap.verbs import setup_slurm
+from hpcwrap.schedulers.slurm_files import Place
+from hpcwrap.verbs import setup_host, setup_slurm
 
 
 @pytest.fixture
@@ -108,8 +109,8 @@ def test_agreement() -> None:
         ("TaskProlog", NOTE),
     ]
     assert slurm_files.check_agreement({}, Settings()) == []
-    assert slurm_files.is_well(found[1:])
-    assert not slurm_files.is_well(found)
+    assert is_well(found[1:])
+    assert not is_well(found)
 
 
 @pytest.mark.parametrize(
@@ -192,10 +193,10 @@ def test_settings_are_installed_once(tmp_path: pathlib.Path) -> None:
     (file.parent / "environments.d").mkdir(parents=True)
     example = file.parent / "environments.d" / "example.yaml.example"
     example.write_text("the site's own\n")
-    assert setup_slurm.install_settings(str(file)) == f"installed {file}"
+    assert setup_host.install_settings(str(file)) == f"installed {file}"
     assert example.read_text() == "the site's own\n"
     file.write_text("store: /mine\n")
-    assert "stays as it is" in setup_slurm.install_settings(str(file))
+    assert "stays as it is" in setup_host.install_settings(str(file))
     assert file.read_text() == "store: /mine\n"
 
 
@@ -219,7 +220,7 @@ def test_a_site_that_holds_jobs_to_nothing_is_told_what_to_write() -> None:
     found = slurm_files.check_limits({"taskplugin": "task/affinity"})
     assert {finding.state for finding in found} == {NOTE}
     assert "without task/cgroup" in found[0].detail
-    assert slurm_files.is_well(found), "it is the site's choice"
+    assert is_well(found), "it is the site's choice"
 
 
 def test_each_limit_that_slurm_does_not_enforce_is_told() -> None:
