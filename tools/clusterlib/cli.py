@@ -7,13 +7,14 @@ import os
 import time
 from typing import Optional, Sequence
 
-from clusterlib import lifecycle, processes
+from clusterlib import lifecycle, processes, services
 from clusterlib.edge import run_verb, tool_parser
 from clusterlib.layout import (
     CONTROLLER,
     DEFAULT_NODES,
     DEFAULT_STATE,
     MAX_NODES,
+    SCHEDULERS,
     USERS,
     Cluster,
     User,
@@ -22,9 +23,11 @@ from clusterlib.layout import (
 
 EPILOG = """\
 A cluster is ctl (submit host, slurmctld, registry) and n1, n2, … (slurmd), each a node with its
-own network, processes, mounts and /etc over this machine's packages.  For example:
+own network, processes, mounts and /etc over this machine's packages.  Slurm may be another of
+the schedulers.  For example:
 
   tools/cluster up                       two compute nodes, ready in a few seconds
+  tools/cluster up --scheduler gridengine
   tools/cluster as alice srun -N2 hostname
   tools/cluster as alice                 a login shell on the submit host
   tools/cluster exec n1 tail -f /var/log/slurm/slurmd.log
@@ -48,7 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
     where = f"where the cluster keeps its files (default: $HPCWRAP_CLUSTER or {DEFAULT_STATE})"
     shared.add_argument("--state", metavar="DIR", default=argparse.SUPPRESS, help=where)
     parser = tool_parser(
-        "cluster", "A real multi-node Slurm cluster on this one machine.", EPILOG, [shared]
+        "cluster", "A real multi-node cluster on this one machine.", EPILOG, [shared]
     )
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     _add_lifecycle_verbs(verbs, shared)
@@ -61,10 +64,11 @@ def _add_lifecycle_verbs(
 ) -> None:
     start = verbs.add_parser("up", parents=[shared], help="bring the cluster up")
     start.add_argument("--nodes", type=node_count, default=DEFAULT_NODES, metavar="N")
+    start.add_argument("--scheduler", choices=SCHEDULERS, default=SCHEDULERS[0])
     start.set_defaults(verb=up)
     for name, verb, text in (
         ("down", down, "take it down; safe to repeat, and after any crash"),
-        ("restart", restart, "restart slurmctld and slurmd when no job is left"),
+        ("restart", restart, "restart the scheduler when no job is left"),
         ("status", status, "say what is up; exit code 1 when nothing is"),
     ):
         verbs.add_parser(name, parents=[shared], help=text).set_defaults(verb=verb)
@@ -109,18 +113,19 @@ def state_of(options: argparse.Namespace) -> str:
 
 def up(options: argparse.Namespace) -> int:
     """`up`: bring it up, and say what there is."""
-    cluster = Cluster(state_of(options), options.nodes)
+    scheduler = services.load(options.scheduler)
     before = time.monotonic()
+    cluster = Cluster(state_of(options), options.nodes, scheduler.lower_root(), options.scheduler)
     made = lifecycle.up(cluster)
     if not made:
         print(f"The cluster in {cluster.state} is up already.")
         return 0
     seconds = time.monotonic() - before
     print(f"The cluster is up after {seconds:.1f} s; its files are in {cluster.state}")
-    print(f"  ctl   {address(CONTROLLER):12} submit host, slurmctld, registry:5000")
+    print(f"  ctl   {address(CONTROLLER):12} submit host, {scheduler.ROLES[0]}, registry:5000")
     for node in cluster.compute_names:
-        print(f"  {node:5} {address(node):12} slurmd")
-    print("Try: tools/cluster as alice srun -N2 hostname")
+        print(f"  {node:5} {address(node):12} {scheduler.ROLES[1]}")
+    print(f"Try: tools/cluster as alice {scheduler.EXAMPLE}")
     return 0
 
 
@@ -136,10 +141,10 @@ def down(options: argparse.Namespace) -> int:
 
 
 def restart(options: argparse.Namespace) -> int:
-    """`restart`: let slurmctld and slurmd read their configuration anew."""
+    """`restart`: let the scheduler read its configuration anew."""
     before = time.monotonic()
     lifecycle.restart(state_of(options))
-    print(f"Slurm has restarted after {time.monotonic() - before:.1f} s.")
+    print(f"The scheduler has restarted after {time.monotonic() - before:.1f} s.")
     return 0
 
 

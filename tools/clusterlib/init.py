@@ -1,36 +1,32 @@
 #!/usr/bin/python3 -I
 """Process 1 of a node: builds the node's root, says `ready`, then reaps until it is killed.
 
-Run as `init.py STATE COMPUTE_NODES LOWER_ROOT NODE` by `tools/cluster up`.  All that a node is
-hangs on this one process: when it dies the kernel kills every process of its PID namespace, and
-with the last of them go the mounts, the network and, in ctl, the bridge.  Nothing is named
+Run as `init.py STATE COMPUTE_NODES LOWER_ROOT SCHEDULER NODE` by `tools/cluster up`.  All that a
+node is hangs on this one process: when it dies the kernel kills every process of its PID namespace,
+and with the last of them go the mounts, the network and, in ctl, the bridge.  Nothing is named
 anywhere outside, so nothing has to be tidied up after a crash.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
+from typing import Mapping
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
-from clusterlib import nodefiles, syscalls
-from clusterlib.layout import (
-    MUNGE_KEY,
-    SLURM_LOG_DIR,
-    Cluster,
-    shares_of,
-)
+from clusterlib import nodefiles, services, syscalls
+from clusterlib.files import read, write
+from clusterlib.layout import Cluster, shares_of
 
 READY = "ready"
 
 
 def main(argv: list[str]) -> int:
     """Make the namespaces and become, in a child, process 1 of them."""
-    state, compute_nodes, lower_root, node = argv
-    cluster = Cluster(state, int(compute_nodes), lower_root)
+    state, compute_nodes, lower_root, scheduler, node = argv
+    cluster = Cluster(state, int(compute_nodes), lower_root, scheduler)
     syscalls.unshare(syscalls.NODE_NAMESPACES)
     if os.fork() > 0:
         return 0
@@ -46,14 +42,16 @@ def main(argv: list[str]) -> int:
 
 def build(cluster: Cluster, node: str) -> None:
     """The node, from the outside in: root, its kernel file systems, shares, files, pivot."""
+    scheduler = services.load(cluster.scheduler)
     syscalls.sethostname(node)
     syscalls.mount("none", "/", flags=syscalls.MS_REC | syscalls.MS_PRIVATE)
     root = mount_root(cluster, node)
     mount_kernel_file_systems(root)
     mount_own_directories(root)
-    for share in shares_of(node):
+    for share in (*shares_of(node), *scheduler.SHARES):
         bind(cluster.path(share.source), root + share.target)
-    write_files(cluster, node, root)
+    write_files(cluster, node, root, scheduler.variables())
+    scheduler.prepare_node(cluster, node, root)
     enter_root(root)
 
 
@@ -101,49 +99,13 @@ def bind(source: str, target: str) -> None:
     syscalls.mount(source, target, flags=syscalls.MS_BIND | syscalls.MS_REC)
 
 
-def write_files(cluster: Cluster, node: str, root: str) -> None:
-    """Everything that this node has for itself in /etc, /run and /var."""
+def write_files(cluster: Cluster, node: str, root: str, variables: Mapping[str, str]) -> None:
+    """What every node has for itself in /etc, whatever its scheduler; `variables` are a login's."""
+    write(root + "/etc/environment", nodefiles.variables_text(variables))
     for path, text in nodefiles.texts(cluster, node).items():
         write(root + path, text)
     for path, merge in (("/etc/passwd", nodefiles.passwd), ("/etc/group", nodefiles.group)):
         write(root + path, merge(read(root + path)))
-    for directory in (SLURM_LOG_DIR, "/var/spool/slurmctld", "/var/spool/slurmd"):
-        os.makedirs(root + directory, 0o755, exist_ok=True)
-    prepare_munge(cluster, root)
-
-
-def prepare_munge(cluster: Cluster, root: str) -> None:
-    """The cluster's key and an empty /run/munge, owned as munged demands."""
-    uid, gid = owner_ids(root, "munge")
-    shutil.copyfile(cluster.path("munge.key"), root + MUNGE_KEY)
-    os.chmod(root + MUNGE_KEY, 0o400)
-    os.mkdir(root + "/run/munge", 0o755)
-    for path in (MUNGE_KEY, "/run/munge"):
-        os.chown(root + path, uid, gid)
-
-
-def owner_ids(root: str, name: str) -> tuple[int, int]:
-    """A system user's numbers in the node's own passwd file, which need not be the host's."""
-    for line in read(f"{root}/etc/passwd").splitlines():
-        fields = line.split(":")
-        if fields[0] == name:
-            return int(fields[2]), int(fields[3])
-    raise FileNotFoundError(f"{root}/etc/passwd has no user {name}: is its package installed?")
-
-
-def read(path: str) -> str:
-    """The text of a small file."""
-    with open(path, encoding="utf-8") as file:
-        return file.read()
-
-
-def write(path: str, text: str) -> None:
-    """Write a small file in place of what was there, a link included."""
-    os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
-    if os.path.lexists(path):
-        os.unlink(path)
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
 
 
 def enter_root(root: str) -> None:

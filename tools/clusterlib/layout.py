@@ -15,11 +15,7 @@ NETWORK = "10.77.0."
 PREFIX = 24
 REGISTRY_PORT = 5000
 
-MUNGE_KEY = "/etc/munge/munge.key"
-SLURM_CONF = "/etc/slurm/slurm.conf"
-SLURMCTLD_PID_FILE = "/run/slurmctld.pid"
-SLURMD_PID_FILE = "/run/slurmd.pid"
-SLURM_LOG_DIR = "/var/log/slurm"
+SCHEDULERS = ("slurm", "gridengine", "htcondor", "pbs", "lsf")
 
 ROOT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 USER_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games"
@@ -58,18 +54,21 @@ SHARES = (
     Share("home", "/home"),
     Share("opt", "/opt/hpcwrap"),
     Share("shared", "/shared"),
-    Share("etc-slurm", "/etc/slurm"),
 )
 REGISTRY_SHARE = Share("registry", "/var/lib/docker-registry")
 
 
 class Cluster(NamedTuple):
-    """One cluster: where it keeps its files, how many compute nodes, over which packages."""
+    """One cluster: where it keeps its files, how many compute nodes, over which packages.
+
+    `lower_root` is the tree whose packages the nodes run: the host's own, or a chroot of another
+    suite.
+    """
 
     state: str
     compute_nodes: int
-    # The tree whose packages the nodes run: the host's own, or a chroot of another suite.
     lower_root: str = "/"
+    scheduler: str = "slurm"
 
     @property
     def names(self) -> list[str]:

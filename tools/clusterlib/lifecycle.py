@@ -12,8 +12,9 @@ import time
 from contextlib import contextmanager, suppress
 from typing import Any, Iterator, NamedTuple
 
-from clusterlib import leftovers, network, nodefiles, services
+from clusterlib import leftovers, network, services
 from clusterlib.errors import ToolError
+from clusterlib.files import write
 from clusterlib.layout import (
     CONTROLLER,
     REGISTRY_SHARE,
@@ -66,28 +67,29 @@ def down(state: str) -> bool:
 
 
 def restart(state: str) -> None:
-    """Restart slurmctld and all slurmd once the queue is empty, as after a change of slurm.conf."""
+    """Restart the scheduler's daemons once no job is left, as after a change of slurm.conf."""
     with locked(state):
         pids = node_pids(state)
         if not pids:
             raise ToolError(f"cannot restart: no cluster is up in {state}")
-        services.stop_slurm(pids)
-        services.start_slurm(pids)
+        scheduler = scheduler_of(state)
+        scheduler.stop(pids)
+        scheduler.start(pids)
 
 
 def status(state: str) -> list[NodeStatus]:
     """What there is of the cluster in `state`: a line a node."""
     pids = node_pids(state)
-    states = services.node_states(pids[CONTROLLER]) if CONTROLLER in pids else {}
-    return [
-        NodeStatus(node, address(node), pid, _state(node, states)) for node, pid in pids.items()
-    ]
+    scheduler = scheduler_of(state)
+    states = scheduler.node_states(pids[CONTROLLER]) if CONTROLLER in pids else {}
+    said = {node: states.get(node, f"unknown to {scheduler.TITLE}") for node in pids}
+    said[CONTROLLER] = f"{scheduler.ROLES[0]} {'answers' if states else 'does not answer'}"
+    return [NodeStatus(node, address(node), pid, said[node]) for node, pid in pids.items()]
 
 
-def _state(node: str, states: dict[str, str]) -> str:
-    if node == CONTROLLER:
-        return "slurmctld answers" if states else "slurmctld does not answer"
-    return states.get(node, "unknown to Slurm")
+def scheduler_of(state: str) -> services.Scheduler:
+    """The scheduler of the cluster in `state`."""
+    return services.load(read_marks(state).get("scheduler", "slurm"))
 
 
 def build(cluster: Cluster) -> None:
@@ -96,14 +98,15 @@ def build(cluster: Cluster) -> None:
     pids = start_nodes(cluster)
     write_marks(cluster, leftovers.own_devices(pids.values()))
     network.connect(pids)
-    services.start_all(pids)
+    services.start_all(services.load(cluster.scheduler), pids)
 
 
 def make_state(cluster: Cluster) -> None:
     """The directories that the nodes share, and what they find in them."""
     os.chmod(cluster.state, 0o755)
     write_marks(cluster, [])
-    for share in (*SHARES, REGISTRY_SHARE):
+    scheduler = services.load(cluster.scheduler)
+    for share in (*SHARES, REGISTRY_SHARE, *scheduler.SHARES):
         os.makedirs(cluster.path(share.source), 0o755)
     for node in cluster.names:
         os.makedirs(cluster.node_dir(node), 0o755)
@@ -111,13 +114,12 @@ def make_state(cluster: Cluster) -> None:
         home = cluster.path(user.home.lstrip("/"))
         os.mkdir(home, 0o700)
         os.chown(home, user.uid, user.uid)
-    write(cluster.path("etc-slurm", "slurm.conf"), nodefiles.slurm_conf(cluster))
-    write_secret(cluster.path("munge.key"), os.urandom(1024))
+    scheduler.make_state(cluster)
 
 
 def start_nodes(cluster: Cluster) -> dict[str, int]:
     """Start process 1 of every node, all at once; node → its process, as seen from here."""
-    words = [cluster.state, str(cluster.compute_nodes), cluster.lower_root]
+    words = [cluster.state, str(cluster.compute_nodes), cluster.lower_root, cluster.scheduler]
     started = {}
     for node in cluster.names:
         started[node] = subprocess.Popen(
@@ -192,7 +194,7 @@ def delete_state(state: str) -> None:
 def is_healthy(cluster: Cluster) -> bool:
     """Whether a whole cluster is up: every node answers, a drained one too, and the registry.
 
-    Raises ToolError when a healthy one of another size is up.
+    Raises ToolError when a healthy one of another size or with another scheduler is up.
     """
     pids = node_pids(cluster.state)
     compute_nodes = len(pids) - 1
@@ -200,19 +202,26 @@ def is_healthy(cluster: Cluster) -> bool:
         return False
     if compute_nodes != read_marks(cluster.state).get("compute_nodes"):
         return False
-    if services.answering_nodes(pids[CONTROLLER]) != compute_nodes:
+    scheduler = scheduler_of(cluster.state)
+    if scheduler.answering_nodes(pids[CONTROLLER]) != compute_nodes:
         return False
-    if compute_nodes != cluster.compute_nodes:
+    wanted = services.load(cluster.scheduler)
+    if (compute_nodes, scheduler) != (cluster.compute_nodes, wanted):
         raise ToolError(
-            f"cannot bring up {cluster.compute_nodes} nodes: a cluster of {compute_nodes} is up in "
-            f"{cluster.state} (take it down first: tools/cluster down)"
+            f"cannot bring up {cluster.compute_nodes} nodes of {wanted.TITLE}: a cluster of "
+            f"{compute_nodes} of {scheduler.TITLE} is up in {cluster.state} (take it down first: "
+            "tools/cluster down)"
         )
     return True
 
 
 def write_marks(cluster: Cluster, devices: list[int]) -> None:
     """Note what cannot be seen once the nodes are dead; published by rename."""
-    marks = {"compute_nodes": cluster.compute_nodes, "devices": devices}
+    marks = {
+        "compute_nodes": cluster.compute_nodes,
+        "scheduler": cluster.scheduler,
+        "devices": devices,
+    }
     write(cluster.path(MARK + ".new"), json.dumps(marks) + "\n")
     os.rename(cluster.path(MARK + ".new"), cluster.path(MARK))
 
@@ -235,7 +244,7 @@ def node_pids(state: str) -> dict[str, int]:
 
 def check_fit(cluster: Cluster) -> None:
     """Raise ToolError when this machine or this state directory cannot carry a cluster."""
-    services.check_programs()
+    services.check_programs(services.load(cluster.scheduler), cluster.lower_root)
     if AWKWARD & set(cluster.state):
         raise ToolError(f"cannot use {cluster.state!r}: no spaces, commas, colons or quotes")
     root = os.stat(cluster.lower_root).st_dev
@@ -273,16 +282,3 @@ def _lock(state: str) -> int:
                 return fd
         os.close(fd)
         time.sleep(0.01)
-
-
-def write(path: str, text: str) -> None:
-    """Write a small file that all may read."""
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
-
-
-def write_secret(path: str, content: bytes) -> None:
-    """Write a file that only root may read, from its first moment on."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)
-    with os.fdopen(fd, "wb") as file:
-        file.write(content)

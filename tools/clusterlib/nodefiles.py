@@ -1,65 +1,18 @@
-"""What a node has in /etc of its own, as text; and the cluster's slurm.conf."""
+"""What a node has in /etc of its own, as text."""
 
 from __future__ import annotations
 
-from typing import Iterable
+from typing import Iterable, Mapping
 
 from clusterlib.layout import (
     CONTROLLER,
     GROUPS,
     REGISTRY_PORT,
     REGISTRY_SHARE,
-    SLURM_LOG_DIR,
-    SLURMCTLD_PID_FILE,
-    SLURMD_PID_FILE,
     USERS,
     Cluster,
     address,
 )
-
-# config_overrides: the nodes report the machine's real cores; the cluster pretends to have eight
-# on each node, so that a job of eight ranks fits one node of a small machine.
-SLURM_CONF_TEMPLATE = """\
-# A bare cluster: no hpcwrap yet.  Edit, then run `tools/cluster restart`.
-ClusterName=hpcwrap
-SlurmctldHost={controller}
-AuthType=auth/munge
-CredType=cred/munge
-SlurmUser=root
-SlurmdUser=root
-StateSaveLocation=/var/spool/slurmctld
-SlurmdSpoolDir=/var/spool/slurmd
-SlurmctldPidFile={slurmctld_pid_file}
-SlurmdPidFile={slurmd_pid_file}
-SlurmctldLogFile={log_dir}/slurmctld.log
-SlurmdLogFile={log_dir}/slurmd.log
-SlurmctldDebug=info
-SlurmdDebug=info
-
-# A cgroup tree belongs to the machine, and the nodes share one machine: job steps are tracked by
-# their process tree, and nothing is written below /sys/fs/cgroup.
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-JobAcctGatherType=jobacct_gather/none
-
-SelectType=select/cons_tres
-SelectTypeParameters=CR_Core
-SlurmdParameters=config_overrides
-MpiDefault=pmix
-PrologFlags=Alloc
-LaunchParameters=use_interactive_step
-ReturnToService=2
-
-# Quick turns for tests: schedule at once, say soon that a step has ended, forgive a busy machine.
-SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=5
-EpilogMsgTime=0
-KillWait=5
-MessageTimeout=30
-
-NodeName={nodes} Sockets=1 CoresPerSocket=8 ThreadsPerCore=1 RealMemory=8000 State=UNKNOWN
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
-PartitionName=containers Nodes=ALL MaxTime=INFINITE State=UP
-"""
 
 REGISTRY_CONFIG_TEMPLATE = """\
 version: 0.1
@@ -92,18 +45,6 @@ POLICY_JSON = '{"default": [{"type": "insecureAcceptAnything"}]}\n'
 # The C library asks 127.0.0.1 when no server is named; nobody listens there, so a look-up of an
 # unknown name fails at once instead of waiting for a server that no route leads to.
 RESOLV_CONF = "# No way leads out of this cluster: see /etc/hosts.\n"
-
-
-def slurm_conf(cluster: Cluster) -> str:
-    """The cluster's slurm.conf."""
-    last = cluster.compute_names[-1][1:]
-    return SLURM_CONF_TEMPLATE.format(
-        controller=CONTROLLER,
-        slurmctld_pid_file=SLURMCTLD_PID_FILE,
-        slurmd_pid_file=SLURMD_PID_FILE,
-        log_dir=SLURM_LOG_DIR,
-        nodes="n1" if last == "1" else f"n[1-{last}]",
-    )
 
 
 def hosts(cluster: Cluster) -> str:
@@ -139,6 +80,11 @@ def _merge(lower: str, ours: list[str]) -> str:
 
 def _name_and_number(line: str) -> Iterable[str]:
     return [*line.split(":"), "", "", ""][0:3:2]
+
+
+def variables_text(variables: Mapping[str, str]) -> str:
+    """/etc/environment, which says what a login has in its environment (pam_env(8))."""
+    return "".join(f"{name}={value}\n" for name, value in variables.items())
 
 
 def texts(cluster: Cluster, node: str) -> dict[str, str]:

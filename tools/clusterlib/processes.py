@@ -10,7 +10,7 @@ from typing import Callable, Mapping, NamedTuple, Optional, Sequence
 
 from clusterlib import syscalls
 from clusterlib.errors import ToolError
-from clusterlib.layout import ROOT_PATH, SLURM_CONF, USER_PATH, User
+from clusterlib.layout import ROOT_PATH, USER_PATH, User
 
 INIT = os.path.join(os.path.dirname(os.path.realpath(__file__)), "init.py")
 PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -25,6 +25,7 @@ class Holder(NamedTuple):
     node: str
     compute_nodes: int
     lower_root: str
+    scheduler: str
     inside: bool
 
 
@@ -52,11 +53,11 @@ def holders(state: str) -> list[Holder]:
 
 def _holder(pid: int, state: str) -> Optional[Holder]:
     words = command_line(pid)
-    if len(words) != 7 or words[1] != "-I" or words[3] != state:
+    if len(words) != 8 or words[1] != "-I" or words[3] != state:
         return None
     if os.path.basename(words[2]) != os.path.basename(INIT) or not _is_root(pid):
         return None
-    return Holder(pid, words[6], int(words[4]), words[5], _is_process_one(pid))
+    return Holder(pid, words[7], int(words[4]), words[5], words[6], _is_process_one(pid))
 
 
 def command_line(pid: int) -> list[str]:
@@ -106,17 +107,19 @@ def run_in(pid: int, argv: Sequence[str], *, check: bool = True) -> str:
 
     Raises ToolError with the command's last words when it fails and `check` is set.
     """
-    return _run([*_into_node(pid), *argv], name=argv[0], check=check)
+    environment = {**root_identity().environment, **_node_variables(pid)}
+    return _run([*_into_node(pid), *argv], environment, name=argv[0], check=check)
 
 
 def run_in_network(pid: int, argv: Sequence[str], *, text: str) -> None:
     """Run a command of this machine in the network namespace of `pid` only, `text` its input."""
-    _run(["nsenter", f"--net=/proc/{pid}/ns/net", "--", *argv], name=argv[0], text=text)
+    into = ["nsenter", f"--net=/proc/{pid}/ns/net", "--"]
+    _run([*into, *argv], root_identity().environment, name=argv[0], text=text)
 
 
 def start_in(pid: int, argv: Sequence[str], log: str) -> None:
     """Start a daemon in a node with its output in the file `log` of the node."""
-    environment = root_identity().environment
+    environment = {**root_identity().environment, **_node_variables(pid)}
     with open(f"/proc/{pid}/root{log}", "ab") as output:
         done = subprocess.run(
             [*_into_node(pid), *argv],
@@ -134,8 +137,14 @@ def _into_node(pid: int) -> list[str]:
     return ["nsenter", f"--target={pid}", "--mount", "--uts", "--ipc", "--net", "--pid", "--"]
 
 
-def _run(argv: Sequence[str], *, name: str, text: str = "", check: bool = True) -> str:
-    environment = root_identity().environment
+def _run(
+    argv: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    name: str,
+    text: str = "",
+    check: bool = True,
+) -> str:
     done = subprocess.run(
         argv, input=text, capture_output=True, text=True, env=environment, check=False
     )
@@ -165,8 +174,14 @@ def _login_environment(name: str, home: str, path: str) -> dict[str, str]:
         "PATH": path,
         "TERM": os.environ.get("TERM", "dumb"),
         "LANG": "C.UTF-8",
-        "SLURM_CONF": SLURM_CONF,
     }
+
+
+def _node_variables(pid: int) -> dict[str, str]:
+    """What a login finds in its environment on a node: its /etc/environment."""
+    with open(f"/proc/{pid}/root/etc/environment", encoding="utf-8") as file:
+        pairs = (line.strip().partition("=") for line in file)
+        return {name: value for name, sign, value in pairs if sign}
 
 
 def enter(pid: int, argv: Sequence[str], identity: Identity) -> int:
@@ -175,11 +190,12 @@ def enter(pid: int, argv: Sequence[str], identity: Identity) -> int:
     Two processes, because setns(2) puts only children into a PID namespace.  The first stays
     outside and passes signals on; if it is killed, the kernel kills the second.
     """
+    environment = {**identity.environment, **_node_variables(pid)}
     fd = os.pidfd_open(pid)
     syscalls.setns(fd, syscalls.NODE_NAMESPACES)
     child = os.fork()
     if child == 0:
-        _become(argv, identity)
+        _become(argv, identity._replace(environment=environment))
     _pass_signals_on_to(child)
     return exit_code(os.waitpid(child, 0)[1])
 
