@@ -23,11 +23,18 @@ Watch = Callable[[str], None]
 DEFAULT = "default"
 """The origin of a value that no file gives."""
 
-DEFAULT_KEYS = {"slurm": ("partition", "account")}
-"""What `defaults` may tell apart: scheduler → kind of place that has a default environment."""
+DEFAULT_KEYS = {
+    "slurm": ("partition", "account"),
+    "gridengine": ("queue", "project"),
+    "htcondor": ("pool",),
+    "pbs": ("queue",),
+    "lsf": ("queue", "application"),
+}
+"""What `defaults` may tell apart: scheduler → kinds of places that have default environments; the
+default of an earlier kind goes before that of a later one."""
 
 Defaults = Mapping[str, Mapping[str, Mapping[str, str]]]
-"""Scheduler → partition or account → its name → name of an environment, or ``none``."""
+"""Scheduler → kind of place (`DEFAULT_KEYS`) → its name → an environment's name, or ``none``."""
 
 NO_DEFAULTS: Defaults = {
     scheduler: {kind: {} for kind in kinds} for scheduler, kinds in DEFAULT_KEYS.items()
@@ -221,7 +228,11 @@ ROWS = (
     Row("slurm_spool_directory", "path", "SlurmdSpoolDir, as slurm.conf has it"),
     Row("slurm_configuration_directory", "path", "Directory of slurm.conf and plugstack.conf"),
     Row("slurm_commands", "path", "Directory of Slurm's commands, which work inside, too"),
-    Row("defaults", "defaults", "Environments of jobs that name none, by partition or account"),
+    Row(
+        "defaults",
+        "defaults",
+        "Environments of jobs that name none, by partition, queue, account …",
+    ),
 )
 
 ROWS_BY_NAME = {row.name: row for row in ROWS}

@@ -40,9 +40,10 @@ NO_LIMITS = Limits()
 class Job(NamedTuple):
     """One job on one node.  `id` is unique on the node and names the job's directory.
 
-    `nodes` is the number of its nodes, 1 where the scheduler does not say.  `asked` is what of
-    the machine this job wants in place of what its environment says.  `limits` are those
-    that we are to set.
+    `places` are those where it runs that may have a default container, by kind: partition, account,
+    queue … (`config.DEFAULT_KEYS`).  `nodes` is the number of its nodes, 1 where the scheduler does
+    not say.  `asked` is what of the machine this job wants in place of what its environment says.
+    `limits` are those that we are to set.
     """
 
     id: str
@@ -50,8 +51,7 @@ class Job(NamedTuple):
     user: User
     workdir: str
     node: str
-    partition: str = ""
-    account: str = ""
+    places: Tuple[Tuple[str, str], ...] = ()
     nodes: int = 1
     asked: Machine = Machine()
     limits: Limits = NO_LIMITS

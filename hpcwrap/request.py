@@ -7,7 +7,7 @@ from typing import NamedTuple, Optional, Tuple
 from hpcwrap.environment import is_name
 
 NONE = "none"
-"""`--container=none`: the job opts out of its partition's or account's default."""
+"""`--container=none`: the job opts out of the default of its partition, queue or account."""
 
 MAX_TEXT = 512
 """Characters of what may be asked for."""

@@ -80,7 +80,7 @@ def own_image(wanted: Request, settings: Settings) -> Environment:
 
 
 def apply_default(job: Job, request: Request, settings: Settings) -> Request:
-    """What the job said, or else the default of its partition or account."""
+    """What the job said, or else the default of where it runs."""
     if request.container is not None:
         return request
     return default_container(settings, job) or request

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Mapping, NamedTuple, Optional, Protocol, Tuple, cast
 
-from hpcwrap.config import Settings
+from hpcwrap.config import DEFAULT_KEYS, Settings
 from hpcwrap.environment import Mount
 from hpcwrap.errors import SiteError
 from hpcwrap.job import Job
@@ -88,13 +88,15 @@ def load(name: str) -> Adapter:
 
 
 def default_container(settings: Settings, job: Job) -> Optional[Request]:
-    """Find the default of the job's partition or account, the partition's first.
+    """Find the default of the places where the job runs, in the order of `DEFAULT_KEYS`.
 
-    None without one, and where a partition's default is not to have the account's: `none`.
+    None without one, and where one place's default is not to have the next one's: `none`.
     """
     defaults = settings.defaults.get(job.scheduler, {})
-    for kind, place in (("partition", job.partition), ("account", job.account)):
-        name = defaults.get(kind, {}).get(place)
+    places = dict(job.places)
+    for kind in DEFAULT_KEYS.get(job.scheduler, ()):
+        name = defaults.get(kind, {}).get(places.get(kind, ""))
         if name is not None:
-            return None if name == NONE else Request(name, f"the default of the {kind} {place}")
+            origin = f"the default of the {kind} {places[kind]}"
+            return None if name == NONE else Request(name, origin)
     return None

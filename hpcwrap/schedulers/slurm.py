@@ -73,8 +73,10 @@ def read_prolog(environ: Mapping[str, str]) -> Tuple[Job, Request]:
         user=read_user(environ),
         workdir=environ.get("SLURM_JOB_WORK_DIR", ""),
         node=environ.get("SLURMD_NODENAME") or os.uname().nodename,
-        partition=environ.get("SLURM_JOB_PARTITION", ""),
-        account=environ.get("SLURM_JOB_ACCOUNT", ""),
+        places=(
+            ("partition", environ.get("SLURM_JOB_PARTITION", "")),
+            ("account", environ.get("SLURM_JOB_ACCOUNT", "")),
+        ),
         nodes=read_nodes(environ),
     )
     return job, read_request(environ)

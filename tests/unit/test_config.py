@@ -89,7 +89,8 @@ def test_mounts_and_defaults_add_up_over_the_layers(site: Site) -> None:
         Mount("/new", "/data", "bind", (), f"{drop_in}:1"),
     )
     assert loaded.settings.defaults == {
-        "slurm": {"partition": {"gpu": "none", "cpu": "b"}, "account": {"chem": "c"}}
+        **config.NO_DEFAULTS,
+        "slurm": {"partition": {"gpu": "none", "cpu": "b"}, "account": {"chem": "c"}},
     }
     assert loaded.origins["defaults.slurm.partition.gpu"] == f"{drop_in}:2"
     assert loaded.origins["defaults.slurm.account.chem"] == f"{site.file}:2"

@@ -37,16 +37,15 @@ def environ(**changes: str) -> Dict[str, str]:
 def test_job_and_request() -> None:
     job, request = load("slurm").read_prolog(ENVIRON)
     assert job.user.name == ME.pw_name
-    assert job._replace(user=job.user) == Job(
-        "4711", "slurm", job.user, "/work dir/of me", "n1", "gpu", "physics"
-    )
+    places = (("partition", "gpu"), ("account", "physics"))
+    assert job == Job("4711", "slurm", job.user, "/work dir/of me", "n1", places)
     assert request == Request("debian-12", "--container")
 
 
 def test_only_what_every_release_gives_is_needed() -> None:
     names = ("SLURM_JOB_ID", "SLURM_JOB_UID")
     job, request = slurm.read_prolog({name: ENVIRON[name] for name in names})
-    assert (job.node, job.partition, job.workdir) == (os.uname().nodename, "", "")
+    assert (job.node, job.workdir) == (os.uname().nodename, "")
     assert request.container is None
 
 

@@ -2,20 +2,21 @@
 
 import json
 from pathlib import Path
+from typing import Tuple
 
 import pytest
 
 from hpcwrap import cli, hook, log, paths, record, submit
-from hpcwrap.config import Settings, load_config
+from hpcwrap.config import DEFAULT_KEYS, Settings, load_config
 from hpcwrap.errors import NodeError, SiteError, UserError
 from hpcwrap.job import Job, User, find_user
 from hpcwrap.request import Request
-from hpcwrap.schedulers import local
+from hpcwrap.schedulers import default_container, local
 from hpcwrap.verbs import timing
 from hpcwrap.verbs.pull import reference_of
 
 ALICE = User("alice", 2001, 2001, (2001,), "/home/alice")
-JOB = Job("7", "slurm", ALICE, "/", "n1", partition="gpu", account="chem")
+JOB = Job("7", "slurm", ALICE, "/", "n1", places=(("account", "chem"), ("partition", "gpu")))
 
 
 @pytest.fixture
@@ -40,8 +41,25 @@ def test_the_partitions_default_is_chosen(config: str) -> None:
     assert (choice.environment.name, choice.origin) == ("cuda", "the default of the partition gpu")
 
 
+@pytest.mark.parametrize(("scheduler", "kinds"), list(DEFAULT_KEYS.items()))
+def test_the_default_of_an_earlier_kind_goes_first(scheduler: str, kinds: Tuple[str, ...]) -> None:
+    places = tuple((kind, f"{kind}-1") for kind in reversed(kinds))
+    job = JOB._replace(scheduler=scheduler, places=places)
+    defaults = {scheduler: {kind: {f"{kind}-1": f"of-{kind}"} for kind in kinds}}
+    found = default_container(Settings(defaults=defaults), job)
+    assert found == Request(f"of-{kinds[0]}", f"the default of the {kinds[0]} {kinds[0]}-1")
+    defaults[scheduler][kinds[0]] = {f"{kinds[0]}-1": "none"}
+    assert default_container(Settings(defaults=defaults), job) is None
+    del defaults[scheduler][kinds[0]]
+    later = default_container(Settings(defaults=defaults), job)
+    assert (later and later.container) == (f"of-{kinds[1]}" if len(kinds) > 1 else None)
+
+
 def test_no_default_is_no_container(config: str) -> None:
-    assert submit.choose(JOB._replace(partition="cpu"), Request(None, ""), config) is None
+    assert (
+        submit.choose(JOB._replace(places=(("partition", "cpu"),)), Request(None, ""), config)
+        is None
+    )
 
 
 def test_what_the_job_says_goes_before_the_default(config: str) -> None:
