@@ -1,4 +1,4 @@
-"""pbs_server, pbs_sched, pbs_comm and pbs_mom of an OpenPBS that is not Debian's: $HPCWRAP_TEST_PBS."""
+"""OpenPBS, which is not Debian's: $HPCWRAP_TEST_PBS says where it is installed."""
 
 from __future__ import annotations
 
