@@ -20,11 +20,15 @@ BOOKWORM = debian.SUITE
 BASE = ("base-files", "dash", "coreutils")
 
 
+def mirror() -> str:
+    """This machine's mirror, which has the other suites as well."""
+    return next(uri for _, uri, name, *_ in map(str.split, debian.sources()) if name == BOOKWORM)
+
+
 def unpack(suite: str, packages: Sequence[str], tar: str) -> None:
     """Unpack packages of a suite with all that they need, from this machine's mirror."""
-    mirror = next(uri for _, uri, name, *_ in map(str.split, debian.sources()) if name == BOOKWORM)
     include = f"--include={','.join((*BASE, *packages))}"
-    source = f"deb {mirror} {suite} main"
+    source = f"deb {mirror()} {suite} main"
     run(["mmdebstrap", "--mode=root", "--variant=extract", include, suite, tar, source])
 
 

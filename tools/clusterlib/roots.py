@@ -1,0 +1,39 @@
+"""Root file systems of other Debian suites: made once by mmdebstrap, kept in tools/image's cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from typing import Sequence
+
+
+def ensure(name: str, suite: str, packages: Sequence[str]) -> str:
+    """The path of a tree with these packages and all that they need; made unless it is there.
+
+    Its name has a digest of what it is made of, and it is published by rename.
+    """
+    # Not at the top: process 1 of a node imports this module too, and needs none of them.
+    from imagelib import cache, debian
+    from imagelib.suites import mirror
+
+    source = f"deb {mirror()} {suite} main"
+    digest = hashlib.sha256("\n".join([source, *debian.sources(), *packages]).encode()).hexdigest()
+    path = os.path.join(cache.DEFAULT_CACHE, f"{name}-{digest[: cache.KEY_LENGTH]}")
+    os.makedirs(cache.DEFAULT_CACHE, 0o755, exist_ok=True)
+    with cache.locked(cache.DEFAULT_CACHE):
+        if not os.path.isdir(path):
+            make(path, suite, packages, source)
+    return path
+
+
+def make(path: str, suite: str, packages: Sequence[str], source: str) -> None:
+    """Make the tree beside its place and rename it; without documentation, half of it."""
+    from imagelib.commands import run
+
+    work = f"{path}.work"
+    shutil.rmtree(work, ignore_errors=True)
+    include = f"--include={','.join(packages)}"
+    smaller = "--dpkgopt=path-exclude=/usr/share/doc/*"
+    run(["mmdebstrap", "--mode=root", "--variant=minbase", smaller, include, suite, work, source])
+    os.rename(work, path)
