@@ -11,7 +11,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, Dict, Optional
 
-from hpcwrap import log, paths, record, schedulers, snapshot
+from hpcwrap import log, owners, paths, record, schedulers, snapshot
 from hpcwrap.container import build
 from hpcwrap.errors import HpcwrapError
 from hpcwrap.image import lease
@@ -26,10 +26,16 @@ def epilog(job_id: str) -> Optional[Dict[str, Any]]:
 
     Returns the summary of the job on this node as the log keeps it.
     """
-    start = time.monotonic()
     place = paths.JobPaths(job_id)
     if not os.path.isdir(place.directory):
         return None
+    with owners.turn(place):
+        return finish(place)
+
+
+def finish(place: paths.JobPaths) -> Optional[Dict[str, Any]]:
+    """Release a job in its turn (`owners.turn`); the summary."""
+    start = time.monotonic()
     made = read_record(place)
     summary = summarise(place, made) if made else None
     usage = drop(place, made)

@@ -43,7 +43,9 @@ class Job(NamedTuple):
     `places` are those where it runs that may have a default container, by kind: partition, account,
     queue … (`config.DEFAULT_KEYS`).  `nodes` is the number of its nodes, 1 where the scheduler does
     not say.  `asked` is what of the machine this job wants in place of what its environment says.
-    `limits` are those that we are to set.
+    `limits` are those that we are to set.  `owners` are processes whose life is the job's on this
+    node: a sweep ends it when all of them are gone (hpcwrap/owners.py).  None where the scheduler
+    itself is sure to run the epilog.
     """
 
     id: str
@@ -55,6 +57,7 @@ class Job(NamedTuple):
     nodes: int = 1
     asked: Machine = Machine()
     limits: Limits = NO_LIMITS
+    owners: Tuple[int, ...] = ()
 
 
 def find_user(name_or_uid: str) -> User:

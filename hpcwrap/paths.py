@@ -16,6 +16,12 @@ RUN = "/run/hpcwrap"
 JOBS = RUN + "/jobs"
 """A directory for each job with a container on this node (a private mount, 0711)."""
 
+HELPER_SOCKET = RUN + "/helper.sock"
+"""Where the helper listens (hpcwrap-helper.socket); everyone may connect."""
+
+HELPER_LOCKS = RUN + "/helper-locks"
+"""One call at a time for each container; root's alone."""
+
 CONFIG_FILE = "/etc/hpcwrap/hpcwrap.yaml"
 """The site's settings; $HPCWRAP_CONFIG names another file (ignored when set-uid or in a hook)."""
 
@@ -64,7 +70,11 @@ class JobPaths:
         self.mount_namespace = os.path.join(self.namespaces, "mnt")
         self.user_namespace = os.path.join(self.namespaces, "user")
         self.cgroups = os.path.join(self.directory, "cgroups")
+        self.asked = os.path.join(self.directory, "asked")
         self.holder = os.path.join(self.directory, "holder")
+        self.owners = os.path.join(self.directory, "owners")
+        self.turns = os.path.join(os.path.dirname(jobs), "turns")
+        """A file of the node: a lock for each job (`owners.turn`)."""
         self.stage = os.path.join(os.path.dirname(jobs), "stage")
         """An empty directory of the node: each builder mounts its tmpfs there, for itself alone."""
         self.good_cpu = os.path.join(os.path.dirname(jobs), "good-cpu")

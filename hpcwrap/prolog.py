@@ -12,7 +12,7 @@ import sys
 import time
 from typing import Optional
 
-from hpcwrap import epilog, log, machine, paths, record, schedulers, submit, supply
+from hpcwrap import epilog, log, machine, owners, paths, record, schedulers, submit, supply
 from hpcwrap.config import Settings
 from hpcwrap.container import build, environ, namespaces
 from hpcwrap.container.operations import Commands
@@ -36,17 +36,17 @@ def prolog(
     Raises HpcwrapError.  May run again for the same job (requeue, killed half-way): what an
     earlier run left is dropped first.
     """
-    place = paths.JobPaths(job.id)
-    drop_leftovers(place)
-    choice = submit.choose(job, request, config_file)
-    if choice is None:
-        return None
-    supplied = supply.supply(choice, job, config_file)
-    try:
-        return make(job, choice, supplied, adapter)
-    except BaseException:
-        supplied.give_back(job)
-        raise
+    with owners.turn(paths.JobPaths(job.id)):
+        drop_leftovers(paths.JobPaths(job.id))
+        choice = submit.choose(job, request, config_file)
+        if choice is None:
+            return None
+        supplied = supply.supply(choice, job, config_file)
+        try:
+            return make(job, choice, supplied, adapter)
+        except BaseException:
+            supplied.give_back(job)
+            raise
 
 
 def make(
@@ -73,6 +73,7 @@ def make(
         ),
         user_namespace=adapter.user_namespace,
     )
+    make_directory(job, place)
     plan = make_container(plan, place)
     if job.limits != NO_LIMITS and not adapter.enforces_limits:
         make_limits(job, place)
@@ -99,6 +100,8 @@ def main(scheduler: str) -> int:
 def run(adapter: schedulers.Adapter) -> None:
     """Run one prolog.  Raises HpcwrapError only where no error can be left in the job's record."""
     job, request = adapter.read_prolog(os.environ)
+    if job.owners:
+        sweep_leftovers()
     try:
         made = prolog(job, request, adapter)
         if made:
@@ -124,6 +127,13 @@ class Stopwatch:
         return round((time.monotonic() - self._start) * 1e3, 2)
 
 
+def sweep_leftovers() -> None:
+    """End other jobs of this node that no epilog came for; no error of theirs is this job's."""
+    from hpcwrap import sweep
+
+    sweep.sweep_quietly()
+
+
 def drop_leftovers(place: paths.JobPaths) -> None:
     """Drop what an earlier run for the same job left; does nothing on the usual way."""
     if os.path.isdir(place.directory):
@@ -136,10 +146,15 @@ def host_commands(adapter: schedulers.Adapter, settings: Settings) -> Optional[C
     return found and Commands(found.directory, found.names, paths.host_program())
 
 
-def make_container(plan: Plan, place: paths.JobPaths) -> Plan:
-    """Build and pin the container in the job's directory; the plan, with what the image told."""
+def make_directory(job: Job, place: paths.JobPaths) -> None:
+    """Make the job's directory, which says first of all whose it is."""
     namespaces.ensure_jobs_directory()
     os.makedirs(place.directory, mode=0o711, exist_ok=True)
+    owners.begin(place, job.owners)
+
+
+def make_container(plan: Plan, place: paths.JobPaths) -> Plan:
+    """Build and pin the container in the job's directory; the plan, with what the image told."""
     found = build.build(plan, place)
     return plan._replace(variables=(*plan.variables, *found.variables), notes=found.notes)
 
@@ -186,8 +201,10 @@ def leave_record(
 def fail_job(job: Job, sentence: str) -> None:
     """Leave the sentence that enter shows to the user and ends the job with."""
     place = paths.JobPaths(job.id)
-    build.release(place)
-    record.write_error(place, sentence)
+    with owners.turn(place):
+        build.release(place)
+        owners.begin(place, job.owners)
+        record.write_error(place, sentence)
     log.stage_line("prolog", job=job.id, user=job.user.name, node=job.node, error=sentence)
 
 

@@ -6,6 +6,7 @@
     timing           lines that joining ranks append
     entry            what native/enter.c reads; written last: it is there when all is there
     error            instead: one sentence that ends the job
+    owners/          processes whose life is the job's, for schedulers whose epilog may not come
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def publish(path: str, content: bytes, mode: int, group: int = -1) -> None:
 
 def remove(place: JobPaths) -> None:
     """Remove a job's directory and the files in it; what is not there is fine."""
-    for directory in (place.namespaces, place.directory):
+    for directory in (place.namespaces, place.owners, place.directory):
         with suppress(FileNotFoundError):
             for entry in os.scandir(directory):
                 if not entry.is_dir(follow_symlinks=False):

@@ -1,7 +1,7 @@
 """No scheduler: `hpcwrap run`, where root prepares a container and a given user joins it.
 
-Job ids are `run-PID-START`: number and start time of the process that the container is for, so
-that the next run can tell which of the leftovers still have an owner.
+Job ids are `run-PID-START`: number and start time of the process that the container is for, and
+that is its owner.
 """
 
 from __future__ import annotations
@@ -29,23 +29,13 @@ enforces_limits = False
 serves_pmi = False
 """Only mpirun is there."""
 
-PREFIX = "run-"
-
 
 def make_job(user: User, limits: Limits = NO_LIMITS) -> Job:
     """The job that this process is, in its working directory."""
     process = os.getpid()
-    job_id = f"{PREFIX}{process}-{start_time(process)}"
+    job_id = f"run-{process}-{start_time(process)}"
     node = os.uname().nodename.split(".")[0]
-    return Job(job_id, "local", user, os.getcwd(), node, limits=limits)
-
-
-def has_owner(job_id: str) -> bool:
-    """True for another scheduler's job, and for one whose process still runs."""
-    if not job_id.startswith(PREFIX):
-        return True
-    process, _, started = job_id[len(PREFIX) :].partition("-")
-    return process.isdigit() and start_time(int(process)) == started
+    return Job(job_id, "local", user, os.getcwd(), node, limits=limits, owners=(process,))
 
 
 def read_prolog(_environ: Mapping[str, str]) -> Tuple[Job, Request]:

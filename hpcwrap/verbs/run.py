@@ -10,7 +10,7 @@ from typing import Any, Callable, Dict, Optional
 
 from hpcwrap import enter, epilog, human, log, paths, prolog
 from hpcwrap.environment import DEVICE_PATTERN, Machine
-from hpcwrap.errors import HpcwrapError, UserError
+from hpcwrap.errors import UserError
 from hpcwrap.job import Limits, User, find_user
 from hpcwrap.request import make_request
 from hpcwrap.schedulers import load, local
@@ -180,7 +180,7 @@ def run(arguments: argparse.Namespace) -> int:
     job = local.make_job(find_caller(arguments.user), read_limits(arguments))._replace(asked=asked)
     request = make_request(arguments.environment, "hpcwrap run")
     config_file = arguments.config or paths.CONFIG_FILE
-    sweep()
+    prolog.sweep_leftovers()
     try:
         if prolog.prolog(job, request, load("local"), config_file) is None:
             raise UserError("cannot run without a container", "name an environment")
@@ -220,19 +220,3 @@ def command_of(arguments: argparse.Namespace) -> list[str]:
     if words[:1] == ["--"]:
         words = words[1:]
     return words or ["/bin/sh"]
-
-
-def sweep() -> None:
-    """Release what runs left that were killed: jobs of ours whose process is gone."""
-    with suppress(FileNotFoundError):
-        for job_id in os.listdir(paths.JOBS):
-            if not local.has_owner(job_id):
-                release(job_id)
-
-
-def release(job_id: str) -> None:
-    """Release what one killed run left; if that cannot be, this run can."""
-    try:
-        epilog.epilog(job_id)
-    except HpcwrapError as error:
-        log.warn(error.sentence())

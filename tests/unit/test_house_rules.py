@@ -12,7 +12,7 @@ PACKAGE = REPOSITORY / "hpcwrap"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 ROOMS = {"schedulers", "image", "container"}
-STAGES = {"submit", "supply", "machine", "prolog", "enter", "epilog"}
+STAGES = {"submit", "supply", "machine", "prolog", "enter", "epilog", "sweep", "helper"}
 BASE = {"errors", "log", "__init__"}
 EDGE = {"cli", "hook", "verbs", "__main__"}
 

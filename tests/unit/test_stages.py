@@ -11,7 +11,7 @@ from hpcwrap.config import DEFAULT_KEYS, Settings, load_config
 from hpcwrap.errors import NodeError, SiteError, UserError
 from hpcwrap.job import Job, User, find_user
 from hpcwrap.request import Request
-from hpcwrap.schedulers import default_container, local
+from hpcwrap.schedulers import default_container
 from hpcwrap.verbs import timing
 from hpcwrap.verbs.pull import reference_of
 
@@ -168,14 +168,6 @@ def test_odd_lines_of_joins_are_left_out(tmp_path: Path) -> None:
     Path(place.directory).mkdir()
     Path(place.timing).write_text("join 0 12\njoin 1\nnonsense\njoin 3 x\njoin 2 9\n")
     assert record.read_timing(place) == [{"rank": "0", "us": 12}, {"rank": "2", "us": 9}]
-
-
-def test_a_run_has_an_owner_as_long_as_its_process_lives() -> None:
-    job = local.make_job(ALICE)
-    assert local.has_owner(job.id)
-    assert local.has_owner("12345"), "another scheduler's job is none of ours"
-    assert not local.has_owner("run-1-0")
-    assert not local.has_owner("run-x")
 
 
 def test_an_account_that_is_not_there() -> None:

@@ -1,0 +1,129 @@
+"""Owners of jobs, turns at their directories, and what a sweep takes for left over."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Iterator
+
+import pytest
+
+from hpcwrap import owners, sweep
+from hpcwrap.paths import JobPaths
+from hpcwrap.run import start_time
+
+HOLD = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from hpcwrap import owners, paths\n"
+    "with owners.turn(paths.JobPaths(sys.argv[3], sys.argv[2])):\n"
+    "    print('mine', flush=True); sys.stdin.read()\n"
+)
+REPOSITORY = str(Path(__file__).parents[2])
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> JobPaths:
+    place = JobPaths("pbs-12.server", str(tmp_path / "jobs"))
+    os.makedirs(place.directory)
+    return place
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["sleep", "100"]) as child:
+        yield child
+        child.kill()
+
+
+def jobs_of(place: JobPaths) -> str:
+    return os.path.dirname(place.directory)
+
+
+def test_a_job_is_left_over_when_its_last_owner_was_killed(
+    place: JobPaths, sleeper: subprocess.Popen[bytes]
+) -> None:
+    with subprocess.Popen(["sleep", "100"]) as other:
+        owners.begin(place, [sleeper.pid])
+        assert owners.add(place, other.pid)
+        sleeper.kill()
+        sleeper.wait()
+        assert owners.alive(place)
+        other.kill()
+    assert not owners.alive(place)
+    assert sweep.left_over(jobs_of(place)) == ["pbs-12.server"]
+    assert sweep.sweep(jobs_of(place)) == sweep.Swept(["pbs-12.server"], {})
+    assert not os.path.exists(place.directory)
+
+
+def test_an_owner_that_nobody_has_waited_for_is_gone(place: JobPaths) -> None:
+    child = os.fork()
+    if child == 0:
+        time.sleep(100)
+        os._exit(0)
+    owners.begin(place, [child])
+    assert owners.alive(place)
+    os.kill(child, 9)
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    assert start_time(child) != "", "a zombie has its number still"
+    assert not owners.alive(place)
+    os.waitpid(child, 0)
+
+
+def test_a_number_that_was_given_out_again_is_another_process(place: JobPaths) -> None:
+    owners.begin(place, [os.getpid()])
+    (note,) = os.listdir(place.owners)
+    assert note == f"{os.getpid()}-{start_time(os.getpid())}"
+    os.rename(f"{place.owners}/{note}", f"{place.owners}/{os.getpid()}-1")
+    assert not owners.alive(place)
+
+
+def test_an_owner_may_leave(place: JobPaths, sleeper: subprocess.Popen[bytes]) -> None:
+    owners.begin(place, [sleeper.pid, os.getpid()])
+    owners.drop(place, os.getpid())
+    owners.drop(place, os.getpid())
+    assert os.listdir(place.owners) == [f"{sleeper.pid}-{start_time(sleeper.pid)}"]
+    owners.drop(place, sleeper.pid)
+    assert not owners.alive(place)
+
+
+def test_a_job_that_is_to_have_no_owner_is_left_alone(place: JobPaths) -> None:
+    Path(place.record).touch()
+    owners.begin(place, [])
+    assert owners.alive(place)
+    assert sweep.sweep(jobs_of(place)).ended == []
+    assert os.path.exists(place.record)
+
+
+def test_nobody_becomes_the_owner_of_what_is_gone(place: JobPaths) -> None:
+    os.rmdir(place.directory)
+    assert not owners.add(place, os.getpid())
+    assert not os.path.exists(place.directory)
+
+
+@pytest.mark.parametrize("with_owners", [False, True])
+def test_what_a_killed_prolog_has_just_begun_is_left_over(
+    place: JobPaths, *, with_owners: bool
+) -> None:
+    if with_owners:
+        os.mkdir(place.owners)
+    assert sweep.sweep(jobs_of(place)).ended == ["pbs-12.server"]
+    assert not os.path.exists(place.directory)
+
+
+def test_a_sweep_leaves_alone_what_another_is_at(place: JobPaths) -> None:
+    argv = [sys.executable, "-I", "-c", HOLD, REPOSITORY, jobs_of(place), "pbs-12.server"]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as prolog:
+        assert prolog.stdout
+        assert prolog.stdout.readline() == b"mine\n"
+        assert sweep.left_over(jobs_of(place)) == ["pbs-12.server"]
+        assert sweep.sweep(jobs_of(place)).ended == []
+        with owners.turn(JobPaths("pbs-13.server", jobs_of(place)), wait=False) as free:
+            assert free, "another job's turn is another's"
+        prolog.kill()
+    assert sweep.sweep(jobs_of(place)).ended == ["pbs-12.server"]
+
+
+def test_the_first_look_after_a_boot_finds_nothing(tmp_path: Path) -> None:
+    assert sweep.left_over(str(tmp_path / "jobs")) == []
