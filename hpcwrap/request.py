@@ -63,3 +63,13 @@ def is_plain(text: str) -> bool:
     if not 0 < len(text) <= MAX_TEXT or text[0] in NOT_FIRST:
         return False
     return LETTERS.issuperset(text)
+
+
+def harmless(text: str) -> str:
+    """Make a user's text fit for messages; what can be meant stays as it is.
+
+    No error yet: nobody would see it before the job's directory is there to hold it.
+    """
+    import re
+
+    return text if is_plain(text) else re.sub(r"[^A-Za-z0-9._-]", "?", text[:64]) or "?"

@@ -15,7 +15,7 @@ from hpcwrap.config import Settings
 from hpcwrap.environment import Mount
 from hpcwrap.errors import SiteError, UserError
 from hpcwrap.job import Job, User, find_user, make_user
-from hpcwrap.request import Request, is_plain, make_request
+from hpcwrap.request import Request, harmless, make_request
 from hpcwrap.schedulers import Commands, Launcher, slurm_hosts
 from hpcwrap.textfile import read_text
 
@@ -157,14 +157,6 @@ def read_request(environ: Mapping[str, str]) -> Request:
     if not request.pin and noted.container == request.container:
         return request._replace(pin=noted.pin)
     return request
-
-
-def harmless(text: str) -> str:
-    """Make a user's text fit for messages; what can be meant stays as it is.
-
-    No error yet: nobody would see it before the job's directory is there to hold it.
-    """
-    return text if is_plain(text) else re.sub(r"[^A-Za-z0-9._-]", "?", text[:64]) or "?"
 
 
 def comment_request(comment: str) -> Optional[str]:
