@@ -18,7 +18,7 @@ from hpcwrap.request import NONE, Request
 if TYPE_CHECKING:
     from hpcwrap.gpus import Gpus
 
-NAMES = ("slurm", "local")
+NAMES = ("slurm", "pbs", "local")
 
 
 class Commands(NamedTuple):
