@@ -1,7 +1,8 @@
 """Enter: a command starts inside the container that the prolog made.
 
 Under Slurm this stage is native/spank_hpcwrap.c, for ranks start by the thousand; here it is for
-`hpcwrap run`.  Both are thin users of native/enter.c, which does the joining.
+`hpcwrap run` and, as `main`, for schedulers whose hook sees a process before it starts.  All are
+thin users of native/enter.c, which does the joining.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import signal
 from typing import Dict, Iterable, List, NoReturn, Optional, Sequence
 
-from hpcwrap import log, paths, record, run
+from hpcwrap import log, paths, record, run, schedulers
 from hpcwrap.environment import parse_rlimit
 from hpcwrap.errors import HpcwrapError, SiteError
 from hpcwrap.job import Job, User
@@ -61,23 +62,23 @@ def become_command(
         os._exit(FAILED)
 
 
-def join_limits(place: paths.JobPaths) -> None:
-    """Move into the job's cgroup, where it has one.  Raises SiteError."""
+def join_limits(place: paths.JobPaths, process: int = 0) -> None:
+    """Move a process, or this one, into the job's cgroup, where it has one.  Raises SiteError."""
     if os.path.exists(place.cgroups):
         from hpcwrap.container import limits
 
-        limits.join(place)
+        limits.join(place, process)
 
 
-def set_rlimits(texts: Iterable[str]) -> None:
-    """Set limits of this process, and so of all that it starts.  Raises SiteError."""
+def set_rlimits(texts: Iterable[str], process: int = 0) -> None:
+    """Set limits of a process, or this one, and so of all that it starts.  Raises SiteError."""
     import resource
 
     for text in texts:
         limit = parse_rlimit(text)
         number = getattr(resource, f"RLIMIT_{limit.name.upper()}")
         try:
-            resource.setrlimit(number, (limit.soft, limit.hard))
+            resource.prlimit(process, number, (limit.soft, limit.hard))
         except (OSError, ValueError) as error:
             raise SiteError(
                 f"cannot set the limit {text}: {error}",
@@ -97,6 +98,27 @@ def become(user: User) -> None:
 def login_environment(user: User) -> Dict[str, str]:
     """What a fresh login would have; the image's and the site's variables come on top."""
     return run.base_environment(HOME=user.home, USER=user.name, LOGNAME=user.name, SHELL=user.shell)
+
+
+def main(scheduler: str) -> int:
+    """Run as a hook of the scheduler's for a process that is about to become the user's.
+
+    $HPCWRAP_PROCESS gets what only root can give it; it joins the container by itself, later.
+    """
+    try:
+        job = schedulers.load(scheduler).read_job_id(os.environ)
+        adopt(paths.JobPaths(job), int(os.environ["HPCWRAP_PROCESS"]))
+    except HpcwrapError as error:
+        log.say(error.sentence())
+        return error.exit_code
+    return 0
+
+
+def adopt(place: paths.JobPaths, process: int) -> None:
+    """Give a process the limits of the job, as a whole and of each process.  Raises SiteError."""
+    made = record.read_record(place)
+    join_limits(place, process)
+    set_rlimits(made.rlimits if made else (), process)
 
 
 def split(variable: str) -> tuple[str, str]:
