@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Mapping, NamedTuple, Optional, Protocol, Tuple
 from hpcwrap.config import DEFAULT_KEYS, Settings
 from hpcwrap.environment import Mount
 from hpcwrap.errors import SiteError
-from hpcwrap.job import Job
+from hpcwrap.job import Job, User
 from hpcwrap.request import NONE, Request
 
 if TYPE_CHECKING:
     from hpcwrap.gpus import Gpus
 
-NAMES = ("slurm", "pbs", "local")
+NAMES = ("slurm", "htcondor", "pbs", "local")
 
 
 class Commands(NamedTuple):
@@ -77,6 +77,19 @@ class Adapter(Protocol):
         """Say how a job reaches its other nodes; None where it cannot.
 
         `environ` is the prolog's environment.
+        """
+
+
+class CallerAdapter(Adapter, Protocol):
+    """What the helper needs besides, of a scheduler without a root hook (docs/decisions/0103)."""
+
+    CALLER_VARIABLES: Tuple[str, ...]
+    """Variables of the caller's that `read_gpus` and `launcher` look for."""
+
+    def read_caller(self, variables: Mapping[str, str], user: User) -> Tuple[Job, Request]:
+        """Read the job and its request from what a job's process says; all of it is the user's.
+
+        Raises UserError.
         """
 
 
