@@ -8,7 +8,7 @@ import os
 import sys
 from typing import List, NamedTuple, Optional, Sequence
 
-from hpcwrap import __version__, errors, log
+from hpcwrap import __version__, errors, hook, log
 
 
 class Verb(NamedTuple):
@@ -43,7 +43,7 @@ start here:  hpcwrap env list      hpcwrap pull debian-12      hpcwrap run debia
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     """Run the command line and leave with its exit code."""
-    sys.exit(run(list(sys.argv[1:] if argv is None else argv)))
+    hook.leave(run(list(sys.argv[1:] if argv is None else argv)))
 
 
 def run(argv: List[str]) -> int:

@@ -20,6 +20,11 @@ def main(stage: str, scheduler: str) -> NoReturn:
     """
     gc.disable()
     code: int = importlib.import_module(f"hpcwrap.{stage}").main(scheduler)
+    leave(code)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process at once: taking the interpreter down would take 10 ms."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

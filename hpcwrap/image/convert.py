@@ -11,24 +11,24 @@ from __future__ import annotations
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor  # noqa: F401  a lazy import would come too late
 from contextlib import suppress
-from typing import Any, Callable, Dict, List, NamedTuple, Protocol, Tuple
+from typing import Any, Callable, Dict, List, Tuple
 
 from hpcwrap import run
 from hpcwrap.errors import UserError
 from hpcwrap.image.digest import digest_of
+from hpcwrap.image.download import OUTPUT, Download, Fetched, Format, Stopwatch
 from hpcwrap.image.flatten import in_layer
 from hpcwrap.image.layer import MAX_INDEX, Indexer, Layer
 from hpcwrap.image.manifest import MAX_MANIFEST, Blob, load_json
 from hpcwrap.image.plan import check_size, flatten
 from hpcwrap.image.spool import Spool
-from hpcwrap.image.squashfs import Format, as_own_root, write_squashfs
+from hpcwrap.image.squashfs import as_own_root, write_squashfs
 from hpcwrap.image.store import CONFIG_KEYS, parse_config
 from hpcwrap.image.tar import LayerError
-from hpcwrap.image.transport import Resolved
 from hpcwrap.image.worker import Progress, Report
 
-OUTPUT = "image.sqsh"
 TICK = 0.01
 REPORT_EVERY = 0.1
 """Seconds between looks at the children, and between two lines to the parent."""
@@ -38,45 +38,6 @@ FOLLOW_FROM = 1 << 20
 
 INDEX_EVERY = 4 << 20
 """By how many bytes a spool has grown before the index goes on."""
-
-
-class Download(Protocol):
-    """Blobs on their way to this machine; its methods raise UserError or SiteError."""
-
-    resolved: Resolved
-
-    def blob_path(self, blob: Blob) -> str:
-        """Where a blob lies once it is whole."""
-
-    def ended(self) -> bool:
-        """Whether all is here; to be called again and again until it is."""
-
-    def sizes(self) -> Dict[str, int]:
-        """Bytes that are here of each layer, by digest."""
-
-    def processes(self) -> List[run.Process]:
-        """Those whose end is the next thing to happen."""
-
-    def notice(self) -> str:
-        """Why nothing comes just now, for a person; "" while something does."""
-
-    def unfinished(self) -> List[os.DirEntry[str]]:
-        """Files that grow and get the name of a blob when they are whole."""
-
-
-class Fetched(NamedTuple):
-    """What is known of a squashfs that was made: sizes in bytes, times in ms.
-
-    pieces are those of its checksum that are made already, (start, sha256 in hex).
-    """
-
-    config: Dict[str, Any]
-    compressed: int
-    unpacked: int
-    entries: int
-    devices: int
-    milliseconds: Dict[str, float]
-    pieces: List[Tuple[int, str]]
 
 
 def fetch(name: str, begin: Callable[[], Download], form: Format, report: Report) -> Fetched:
@@ -120,24 +81,6 @@ def fetch(name: str, begin: Callable[[], Download], form: Format, report: Report
         milliseconds=watch.milliseconds,
         pieces=[(start, piece.hex()) for start, piece in pieces.items()],
     )
-
-
-class Stopwatch:
-    """Times of the stages of a pull, in ms."""
-
-    def __init__(self) -> None:
-        self.milliseconds: Dict[str, float] = {}
-        self._last = time.monotonic()
-
-    def lap(self, stage: str) -> None:
-        """End a stage; the next one begins."""
-        now = time.monotonic()
-        self.milliseconds[stage] = round((now - self._last) * 1e3, 1)
-        self._last = now
-
-    def skip(self) -> None:
-        """Count the time since the last stage for none: somebody else did."""
-        self._last = time.monotonic()
 
 
 class _Unpacking:

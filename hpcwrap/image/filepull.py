@@ -9,8 +9,8 @@ from typing import (
 )
 
 from hpcwrap import run
-from hpcwrap.image.convert import Download
 from hpcwrap.image.digest import hex_digits
+from hpcwrap.image.download import Download
 from hpcwrap.image.local import LocalDownload, resolve_local
 from hpcwrap.image.puller import Coming, Puller, as_resolved
 from hpcwrap.image.reader import open_as, stamp_as

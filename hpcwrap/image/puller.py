@@ -27,15 +27,14 @@ from hpcwrap.errors import SiteError
 from hpcwrap.human import parse_size
 from hpcwrap.image.access import ANONYMOUS, Access
 from hpcwrap.image.allow import matches
-from hpcwrap.image.convert import OUTPUT, Download, Fetched, Stopwatch, fetch
 from hpcwrap.image.digest import check_digest, hex_digits
+from hpcwrap.image.download import OUTPUT, Download, Fetched, Format, Stopwatch
 from hpcwrap.image.manifest import Blob, Manifest
 from hpcwrap.image.publish import grant, publish_image, publish_link, share
 from hpcwrap.image.source import Source
-from hpcwrap.image.squashfs import Format
 from hpcwrap.image.store import Image, Link, Store, allowed
 from hpcwrap.image.transport import Resolved
-from hpcwrap.image.worker import Progress, Report, work_as
+from hpcwrap.image.worker import Progress, Report, nothing, work_as
 from hpcwrap.image.workspace import locked
 from hpcwrap.job import User
 
@@ -201,9 +200,18 @@ class Puller:
         work: Callable[[Report], Dict[str, Any]],
         stage: str = "",
         keep: Sequence[int] = (),
+        meanwhile: Callable[[], None] = nothing,
     ) -> Dict[str, Any]:
         """Have a worker do something in a directory of its own; `stage` gets its time."""
-        told = work_as(self.identity, directory, work, self.on_progress, self.seconds, keep=keep)
+        told = work_as(
+            self.identity,
+            directory,
+            work,
+            self.on_progress,
+            self.seconds,
+            keep=keep,
+            meanwhile=meanwhile,
+        )
         if stage:
             self.watch.lap(stage)
         return told
@@ -232,6 +240,8 @@ class Puller:
 
     def convert(self, begin: Begin, directory: str) -> Made:
         """Convert what a download brings."""
+        from hpcwrap.image.convert import fetch
+
         form = self.options.form
         told = self.work(
             directory, lambda report: {"fetched": fetch(self.name, begin, form, report)}

@@ -13,7 +13,7 @@ from hpcwrap.config import Settings
 from hpcwrap.errors import UserError
 from hpcwrap.image import credentials, transport
 from hpcwrap.image.access import Access
-from hpcwrap.image.convert import Download
+from hpcwrap.image.download import Download
 from hpcwrap.image.layers import prepare_cache
 from hpcwrap.image.puller import Coming, Puller, as_resolved
 from hpcwrap.image.reference import Reference
@@ -86,6 +86,7 @@ class RegistryPull(Puller):
                 directory,
                 lambda _: {"resolved": transport.resolve(self.reference, access)},
                 "resolve",
+                meanwhile=load_convert,
             )
         return as_resolved(told["resolved"])
 
@@ -109,3 +110,8 @@ class RegistryPull(Puller):
             return ""
         prepare_cache(self.store.blobs_directory, self.identity)
         return self.store.blobs_directory
+
+
+def load_convert() -> None:
+    """Import what will be needed once the registry has answered; it takes as long as that."""
+    from hpcwrap.image import convert  # noqa: F401

@@ -6,11 +6,12 @@ import os
 import tempfile
 import threading
 from contextlib import contextmanager
-from typing import IO, Callable, Dict, Iterator, List, NamedTuple, Sequence
+from typing import IO, Callable, Dict, Iterator, List, Sequence
 
 from hpcwrap import run
 from hpcwrap.errors import SiteError
 from hpcwrap.image.checksum import EarlyPieces, Pieces
+from hpcwrap.image.download import Format
 from hpcwrap.image.plan import ZEROS, Plan, Range
 from hpcwrap.image.worker import MAKE_ROOM, STORE_FULL, guarded, wide_pipe
 
@@ -20,13 +21,6 @@ WAIT = 0.1
 _ZEROS = bytes(1 << 20)
 _NULL = -3  # subprocess.DEVNULL
 _LEVELS = ("zstd", "gzip")
-
-
-class Format(NamedTuple):
-    """How a squashfs is compressed: zstd, gzip, lz4 or xz, and the level of the first two."""
-
-    compression: str = "zstd"
-    level: int = 1
 
 
 def command(output: str, plan: Plan, form: Format) -> List[str]:

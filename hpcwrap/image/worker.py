@@ -17,7 +17,6 @@ import select
 import signal
 import time
 import traceback
-from concurrent.futures import ThreadPoolExecutor  # noqa: F401  as hashlib
 from contextlib import suppress
 from typing import (
     Any,
@@ -60,6 +59,10 @@ Report = Callable[[Progress], None]
 Work = Callable[[Report], Dict[str, Any]]
 
 
+def nothing() -> None:
+    """Do nothing in the meantime."""
+
+
 def work_as(
     identity: Optional[run.Identity],
     directory: str,
@@ -68,10 +71,12 @@ def work_as(
     seconds: float,
     *,
     keep: Sequence[int] = (),
+    meanwhile: Callable[[], None] = nothing,
 ) -> Dict[str, Any]:
     """Run `work` in a child process that is `identity` (None: ourselves), in `directory`.
 
     Of our descriptors it has those in `keep`.  Returns what it returned, which must be JSON.
+    `meanwhile` is done here, and quickly, before anything is heard of it.
     Raises the HpcwrapError that it raised, or SiteError when it did not end within `seconds`.
     It ends when we end, however that comes, and all processes that it started end with it.
     """
@@ -87,6 +92,7 @@ def work_as(
     os.close(writer)
     os.close(life)
     try:
+        meanwhile()
         return _result(_lines(reader, time.monotonic() + seconds), on_progress)
     finally:
         os.close(reader)

@@ -18,7 +18,7 @@ from hpcwrap.image.rights import as_user
 from hpcwrap.image.source import parse_source
 from hpcwrap.image.store import Image, Store, file_name, parse_key
 from hpcwrap.image.workspace import locked
-from hpcwrap.verbs import setup_slurm
+from hpcwrap.verbs import tables
 from hpcwrap.verbs.pull import document, reference_of, tell
 from hpcwrap.verbs.pullview import view
 
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     with view(quiet=arguments.quiet or arguments.json) as report:
         pulled = pull(source, store, options, report)
     done = Pulled(rename(store, source, name, pulled), pulled.new, pulled.milliseconds)
-    setup_slurm.renew_table(arguments.config)
+    tables.renew(arguments.config)
     if arguments.json:
         print(json.dumps(document(done), indent=2))
     elif not arguments.quiet:

@@ -17,7 +17,7 @@ from hpcwrap.image.pull import Pulled, pull
 from hpcwrap.image.puller import PullOptions, options_from
 from hpcwrap.image.store import Store
 from hpcwrap.job import find_user
-from hpcwrap.verbs import setup_slurm
+from hpcwrap.verbs import tables
 from hpcwrap.verbs.pullview import can_draw, view
 
 EPILOG = """\
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         with view(quiet=arguments.quiet or arguments.json) as report:
             pulled = pull(text, store, options_for(loaded, arguments.image), report)
-        setup_slurm.renew_table(arguments.config)
+        tables.renew(arguments.config)
     if arguments.json:
         print(json.dumps(document(pulled), indent=2))
     elif not arguments.quiet:

@@ -14,7 +14,7 @@ from hpcwrap.image.refresh import refresh
 from hpcwrap.image.source import parse_source
 from hpcwrap.image.store import Link, Store, parse_key
 from hpcwrap.job import find_user
-from hpcwrap.verbs import setup_slurm
+from hpcwrap.verbs import tables
 from hpcwrap.verbs.gc import needed
 from hpcwrap.verbs.pull import reference_of
 
@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         names = keys_of(loaded, arguments.names)
     done = [refresh_one(store, name, options) for name in names]
-    setup_slurm.renew_table(arguments.config)
+    tables.renew(arguments.config)
     if arguments.json:
         print(json.dumps([each._asdict() for each in done], indent=2))
     else:

@@ -16,7 +16,7 @@ from registries import INDEX, Registry, free_port
 from tars import Member, make_layer
 
 from hpcwrap.errors import SiteError, UserError
-from hpcwrap.image import puller as pulling
+from hpcwrap.image import convert
 from hpcwrap.image.pull import pull
 from hpcwrap.image.puller import PullOptions
 from hpcwrap.image.store import Store
@@ -269,13 +269,13 @@ def test_the_same_image_in_two_stores_is_the_same_file(push: Any, root: str) -> 
 def test_registry_data_is_read_by_the_image_user(
     push: Any, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fetch = pulling.fetch
+    fetch = convert.fetch
 
     def spy(*arguments: Any) -> Any:
         fetched = fetch(*arguments)
         return fetched._replace(config={"User": str(os.geteuid()), "Env": [os.getcwd()]})
 
-    monkeypatch.setattr(pulling, "fetch", spy)
+    monkeypatch.setattr(convert, "fetch", spy)
     image = pull(push("who:1", [BASE]).reference, store, PullOptions(image_user="nobody")).image
     assert image.config.user == "65534"
     assert image.config.env[0].startswith(store.tmp_directory)

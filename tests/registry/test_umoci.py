@@ -22,8 +22,9 @@ from stacks import make_stack
 from tars import plan_of, read_stream, stream_of
 from trees import Groups, Tree, mounted, read_tree
 
+from hpcwrap.image.download import Format
 from hpcwrap.image.pull import pull
-from hpcwrap.image.squashfs import Format, write_squashfs
+from hpcwrap.image.squashfs import write_squashfs
 from hpcwrap.image.store import Store
 
 pytestmark = [

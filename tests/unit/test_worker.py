@@ -195,6 +195,7 @@ def test_the_parents_rubbish_closes_no_file_of_the_worker(tmp_path: Path) -> Non
 UNREADABLE = """
 import sys
 from hpcwrap import run
+from hpcwrap.image import convert
 from hpcwrap.image.digest import digest_of
 from hpcwrap.image.puller import work_as
 from hpcwrap.image.checksum import checksum
