@@ -57,7 +57,8 @@ class Installation(NamedTuple):
 
     programs: str
     home: str
-    munge: bool
+    munge: bool = False
+    server: bool = False
 
 
 def read_prolog(environ: Mapping[str, str]) -> Tuple[Job, Request]:
@@ -210,6 +211,7 @@ def read_installation(environ: Mapping[str, str]) -> Installation:
         programs=found.get("PBS_EXEC", "/opt/pbs"),
         home=found.get("PBS_MOM_HOME") or found.get("PBS_HOME", "/var/spool/pbs"),
         munge=found.get("PBS_AUTH_METHOD", "").lower() == "munge",
+        server=found.get("PBS_START_SERVER", "0") != "0",
     )
 
 

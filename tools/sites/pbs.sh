@@ -1,0 +1,6 @@
+# shellcheck shell=sh
+# Sourced by tools/site: `hpcwrap setup pbs` has done all, and pbs_server sends hooks to the nodes.
+
+connect() {
+    restart=
+}
