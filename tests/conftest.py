@@ -2,8 +2,10 @@
 
 import os
 import shutil
+from typing import Iterator
 
 import pytest
+from cluster_site import Clusters
 from hypothesis import settings
 
 # No test is about time (bench/ is).  CI tries the same examples each time: a submission is not to
@@ -11,21 +13,49 @@ from hypothesis import settings
 settings.register_profile("hpcwrap", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("hpcwrap")
 
-MARKERS = ("privileged", "registry", "slurm", "vm")
+SCHEDULERS = ("slurm", "gridengine", "htcondor", "pbs", "lsf")
+MARKERS = ("privileged", "registry", "vm", *SCHEDULERS)
+
+CLUSTER = ("docker-registry", "skopeo", "mksquashfs", "nsenter")
+PROGRAMS = {
+    "privileged": ("mksquashfs", "unshare"),
+    "registry": ("skopeo", "docker-registry", "mksquashfs"),
+    "vm": ("qemu-system-x86_64", "mmdebstrap", "mksquashfs", "busybox", "cpio", "depmod"),
+    "slurm": ("slurmctld", "slurmd", "munged", *CLUSTER),
+    "gridengine": ("sge_qmaster", "sge_execd", "qsub", *CLUSTER),
+    "htcondor": ("mmdebstrap", *CLUSTER),
+    "pbs": CLUSTER,
+    "lsf": CLUSTER,
+}
+"""What must be installed for the tests with a marker."""
+
+INSTALLED = {
+    "pbs": ("HPCWRAP_TEST_PBS", "/opt/pbs", "sbin/pbs_server.bin"),
+    "lsf": ("HPCWRAP_TEST_LSF", "/opt/volclava", "sbin/mbatchd"),
+}
+"""Schedulers that no distribution has: the variable that says where, the usual place, a file."""
 
 
 def missing_for(marker: str) -> str:
     """Why tests with this marker cannot run here; empty when they can."""
-    if marker in ("privileged", "slurm", "vm") and os.geteuid() != 0:
+    if marker not in ("registry",) and os.geteuid() != 0:
         return "needs root"
-    programs = {
-        "privileged": ["mksquashfs", "unshare"],
-        "registry": ["skopeo", "docker-registry", "mksquashfs"],
-        "slurm": ["slurmctld", "slurmd", "munged", "docker-registry", "skopeo", "mksquashfs"],
-        "vm": ["qemu-system-x86_64", "mmdebstrap", "mksquashfs", "busybox", "cpio", "depmod"],
-    }
-    lacking = [name for name in programs[marker] if not find(name)]
-    return f"needs {', '.join(lacking)} (see tools/packages)" if lacking else ""
+    lacking = [name for name in PROGRAMS[marker] if not find(name)]
+    if lacking:
+        return f"needs {', '.join(lacking)} (see tools/packages)"
+    variable, usual, file = INSTALLED.get(marker, ("", "/", ""))
+    place = os.environ.get(variable, usual)
+    if not os.path.exists(os.path.join(place, file)):
+        return f"needs an installation of {marker}: set {variable} (there is none in {place})"
+    return ""
+
+
+@pytest.fixture(scope="session")
+def clusters() -> Iterator[Clusters]:
+    """The clusters of the session, one for each scheduler, for all tests that want it."""
+    clusters = Clusters()
+    yield clusters
+    clusters.take_down()
 
 
 def find(program: str) -> bool:

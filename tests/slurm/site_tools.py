@@ -1,64 +1,19 @@
-"""The cluster of tools/cluster as the tests use it."""
+"""The Slurm cluster of tools/cluster as the tests use it."""
 
-import os
 import re
-import subprocess
 import time
-from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
-REPOSITORY = Path(__file__).parents[2]
-TOOLS = REPOSITORY / "tools"
-SETTINGS = "/shared/hpcwrap/etc"
-NODES = ("n1", "n2")
+from cluster_site import NODES, REPOSITORY, SETTINGS, TOOLS, ClusterSite, Ran
+
+__all__ = ["NODES", "REPOSITORY", "SETTINGS", "TOOLS", "Job", "Ran", "Site"]
 
 
-class Ran(NamedTuple):
-    """A command's end."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-
-class Site:
-    """Two nodes and a submit host with hpcwrap; every call prints what it ran, for failures."""
+class Site(ClusterSite):
+    """The cluster of the Slurm tests."""
 
     def __init__(self, state: str) -> None:
-        self.state = state
-        self.polling = False
-
-    def tool(self, name: str, *words: str, stdin: str = "", timeout: float = 300) -> Ran:
-        """Run one of the tools on this cluster."""
-        done = subprocess.run(
-            [str(TOOLS / name), *words],
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            env={**os.environ, "HPCWRAP_CLUSTER": self.state},
-        )
-        if not self.polling:
-            print(f"$ {name} {' '.join(words)}\n{done.stdout}{done.stderr}[{done.returncode}]")
-        return Ran(done.returncode, done.stdout, done.stderr)
-
-    def need(self, name: str, *words: str, stdin: str = "", timeout: float = 900) -> str:
-        """Run a tool that must work; its stdout."""
-        ran = self.tool(name, *words, stdin=stdin, timeout=timeout)
-        assert ran.code == 0, ran.stderr
-        return ran.stdout
-
-    def alice(self, *words: str, stdin: str = "") -> Ran:
-        """Run a command on the submit host as alice, in her home."""
-        return self.tool("cluster", "as", "alice", *words, stdin=stdin)
-
-    def bob(self, *words: str) -> Ran:
-        """Run a command on the submit host as bob."""
-        return self.tool("cluster", "as", "bob", *words)
-
-    def root(self, node: str, *words: str, stdin: str = "") -> Ran:
-        """Run a command on a node as root."""
-        return self.tool("cluster", "exec", node, *words, stdin=stdin)
+        super().__init__(state, "slurm")
 
     def batch(self, script: str, *options: str) -> "Job":
         """Submit a script as alice and wait for its end (quicker than sbatch --wait)."""
@@ -83,19 +38,6 @@ class Site:
             states
         )
 
-    def eventually(self, condition: Callable[[], bool], limit: float = 20.0) -> bool:
-        """Wait for what a daemon does a moment later, without telling of each look."""
-        until = time.monotonic() + limit
-        self.polling = True
-        try:
-            while not condition():
-                if time.monotonic() > until:
-                    return False
-                time.sleep(0.1)
-        finally:
-            self.polling = False
-        return True
-
     def job(self, job_id: str) -> str:
         """Slurm's view of a job."""
         return self.root("ctl", "scontrol", "show", "job", job_id).stdout
@@ -103,26 +45,6 @@ class Site:
     def node_states(self) -> "set[str]":
         """States of all nodes, short words."""
         return set(self.root("ctl", "sinfo", "-h", "-N", "-o", "%t").stdout.split())
-
-    def add_environment(self, name: str, text: str) -> None:
-        """Write an environment and renew the filter's table, as an administrator would."""
-        path = f"{SETTINGS}/environments.d/{name}.yaml"
-        self.need("cluster", "exec", "ctl", "tee", path, stdin=text)
-        self.need("cluster", "exec", "ctl", "hpcwrap", "setup", "slurm", "--table")
-
-    def add_settings(self, name: str, text: str) -> None:
-        """Write more settings, which win over the site's."""
-        directory = f"{SETTINGS}/conf.d"
-        self.need("cluster", "exec", "ctl", "mkdir", "-p", directory)
-        self.need("cluster", "exec", "ctl", "tee", f"{directory}/{name}.yaml", stdin=text)
-
-    def remove_settings(self, name: str) -> None:
-        """Take them away again."""
-        self.need("cluster", "exec", "ctl", "rm", "-f", f"{SETTINGS}/conf.d/{name}.yaml")
-
-    def remove_environment(self, name: str) -> None:
-        """Take an environment away behind the filter's back."""
-        self.need("cluster", "exec", "ctl", "rm", f"{SETTINGS}/environments.d/{name}.yaml")
 
 
 class Job(NamedTuple):
