@@ -28,6 +28,9 @@ CONFIG_FILE = "/etc/hpcwrap/hpcwrap.yaml"
 SLURM_TABLE = "/var/lib/hpcwrap/slurm_table.lua"
 """What slurmctld knows of environments, for submit/slurm.lua; written by `hpcwrap setup slurm`."""
 
+GRIDENGINE_TABLE = "/var/lib/hpcwrap/gridengine_table.json"
+"""What Grid Engine's job filter knows of environments; written by `hpcwrap setup gridengine`."""
+
 ENVIRONMENTS_NAME = "environments.d"
 """Directory of environments, beside the settings file."""
 
@@ -109,6 +112,16 @@ def host_program() -> str:
 def launch_program() -> str:
     """The compiled program that starts commands on a job's other nodes, native/hpcwrap-launch."""
     return _built("libexec/hpcwrap/hpcwrap-launch", "hpcwrap-launch")
+
+
+def starter_program() -> str:
+    """The compiled starter_method of Grid Engine, native/hpcwrap-starter."""
+    return _built("libexec/hpcwrap/hpcwrap-starter", "hpcwrap-starter")
+
+
+def wait_program() -> str:
+    """The compiled program that waits for a process to end, native/hpcwrap-wait."""
+    return _built("libexec/hpcwrap/hpcwrap-wait", "hpcwrap-wait")
 
 
 def inside_programs() -> Tuple[str, ...]:

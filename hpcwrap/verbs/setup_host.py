@@ -15,6 +15,8 @@ PROGRAMS: Mapping[str, Callable[[], str]] = {
     "hpcwrap-enter": paths.enter_program,
     "hpcwrap-host": paths.host_program,
     "hpcwrap-launch": paths.launch_program,
+    "hpcwrap-starter": paths.starter_program,
+    "hpcwrap-wait": paths.wait_program,
 }
 """What native/Makefile calls a program, and where it is installed."""
 
