@@ -88,8 +88,7 @@ def make(limits: Limits, place: JobPaths) -> None:
     Raises SiteError when the node cannot hold a job to one of them, UserError for a cpuset that
     it does not have.
     """
-    name = f"hpcwrap-{os.path.basename(place.directory)}"
-    planned = plan(limits, name, find_hierarchies(), this_node())
+    planned = plan(limits, name_of(place), find_hierarchies(), this_node())
     note = {
         "limits": limits._asdict(),
         "cgroups": [[each.path, each.version] for each in planned],
@@ -99,6 +98,11 @@ def make(limits: Limits, place: JobPaths) -> None:
     for cgroup in planned:
         _make(cgroup)
     _check_cpuset(limits, planned)
+
+
+def name_of(place: JobPaths) -> str:
+    """The name of a job's cgroups: also the node's, for several may share a machine's kernel."""
+    return f"hpcwrap-{os.path.basename(place.directory)}-{os.uname().nodename}"
 
 
 def join(place: JobPaths, process: int = 0) -> None:

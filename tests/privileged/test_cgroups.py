@@ -52,7 +52,7 @@ def version_1(controllers: Sequence[FrozenSet[str]]) -> List[cgroups.Hierarchy]:
 
 def left_over(place: paths.JobPaths) -> List[str]:
     """Cgroups of the job's name, wherever one could be."""
-    name = f"hpcwrap-{os.path.basename(place.directory)}"
+    name = limits.name_of(place)
     return [path for path in where(place) if name in path and os.path.exists(path)]
 
 
@@ -207,7 +207,7 @@ def test_a_user_cannot_leave(
     out, _ = start(*namespaces, *python(WAYS_OUT), *where(place)).communicate(timeout=30)
     assert out.startswith("[]")
     if not namespaces:
-        assert out.count(f"/hpcwrap-{os.path.basename(place.directory)}\n") == len(where(place))
+        assert out.count(f"/{limits.name_of(place)}\n") == len(where(place))
 
 
 def test_a_user_cannot_leave_into_a_cgroup_of_its_own(place: paths.JobPaths) -> None:
@@ -233,9 +233,8 @@ def test_a_user_cannot_leave_into_a_cgroup_of_its_own(place: paths.JobPaths) -> 
 
 def planned(place: paths.JobPaths, limit: Limits) -> List[str]:
     """The cgroups that a job of these limits gets from where we are."""
-    name = f"hpcwrap-{os.path.basename(place.directory)}"
-    hierarchies = limits.find_hierarchies()
-    return [each.path for each in plan(limit, name, hierarchies, limits.this_node())]
+    made = plan(limit, limits.name_of(place), limits.find_hierarchies(), limits.this_node())
+    return [each.path for each in made]
 
 
 STUBBORN = """
