@@ -82,6 +82,7 @@ class Settings(NamedTuple):
     slurm_spool_directory: str = "/var/spool/slurmd"
     slurm_configuration_directory: str = "/etc/slurm"
     slurm_commands: str = "/usr/bin"
+    lsf_commands: str = ""
     defaults: Defaults = NO_DEFAULTS
 
 
@@ -228,6 +229,7 @@ ROWS = (
     Row("slurm_spool_directory", "path", "SlurmdSpoolDir, as slurm.conf has it"),
     Row("slurm_configuration_directory", "path", "Directory of slurm.conf and plugstack.conf"),
     Row("slurm_commands", "path", "Directory of Slurm's commands, which work inside, too"),
+    Row("lsf_commands", "file", "LSF_BINDIR: LSF's commands, which work inside, too; or none"),
     Row(
         "defaults",
         "defaults",

@@ -13,6 +13,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 ROOMS = {"schedulers", "image", "container"}
 STAGES = {"submit", "supply", "machine", "prolog", "enter", "epilog", "sweep", "helper"}
+STAGES |= {"esub", "lsfjob"}  # LSF's filter, and what its jobs do for themselves
 BASE = {"errors", "log", "__init__"}
 EDGE = {"cli", "hook", "verbs", "__main__"}
 

@@ -1,0 +1,29 @@
+# shellcheck shell=sh
+# Sourced by tools/site: what `hpcwrap setup lsf` says to add, in every queue and in lsf.conf; where
+# LSF's commands are; and what systemd would do, the helper's socket.
+
+configuration=/var/lib/lsf/conf
+
+# The lines of a queue, into each that has none.
+add_to_queues() {
+    lines=$(on ctl "${prefix:?}/bin/hpcwrap" setup lsf --lines lsb.queues)
+    [ -n "$lines" ] || return 0
+    on ctl sh -c 'awk -v lines="$1" "/^End Queue/ { print lines } { print }" "$2" >"$2.new" && mv "$2.new" "$2"' \
+        sh "$lines" $configuration/lsb.queues
+}
+
+connect() {
+    add_to_queues
+    on ctl sh -c "cat >>$configuration/lsf.conf" <<END
+$(on ctl "${prefix:?}/bin/hpcwrap" setup lsf --lines lsf.conf)
+END
+    on ctl sh -c "mkdir -p ${shared:?}/etc/conf.d && echo lsf_commands: \$LSF_BINDIR >$shared/etc/conf.d/lsf.yaml"
+    for node in $(nodes); do on "$node" "$prefix/bin/hpcwrap" setup lsf --table >/dev/null; done
+    for node in $(nodes); do start_helper "$node"; done
+}
+
+start_helper() {
+    on "$1" sh -c 'test -S /run/hpcwrap/helper.sock' || on "$1" setsid --fork "$PWD/tools/listen" \
+        /run/hpcwrap/helper.sock "$prefix/bin/python3" -I -c 'from hpcwrap.helper import main; main()' \
+        >/dev/null 2>&1 </dev/null
+}
