@@ -56,10 +56,18 @@ class LauncherFile:
         return b"".join(os.fsencode(f"{verb}\0{value}\0") for verb, value in pairs)
 
 
-def addition(launcher: LauncherFile, user: User, programs: Sequence[str], hydra: bool) -> Addition:
+def addition(
+    launcher: LauncherFile,
+    user: User,
+    programs: Sequence[str],
+    *,
+    hydra: bool,
+    defaults: Sequence[Tuple[str, str]] = (),
+) -> Addition:
     """Plan the commands for other nodes: `programs` are hpcwrap's files on the host.
 
     With `hydra`, MPICH's and Intel MPI's mpirun use them too; else they have a way of their own.
+    `defaults` are variables that a job has unless it says otherwise.
     """
     owner = (f"uid={user.uid}", f"gid={user.gid}", "mode=0700", "size=4m")
     operations: List[Operation] = [
@@ -69,6 +77,7 @@ def addition(launcher: LauncherFile, user: User, programs: Sequence[str], hydra:
     variables = [Variable("default", name, PROGRAM) for name in OPEN_MPI]
     if hydra:
         variables += [Variable("default", name, value) for name, value in HYDRA]
+    variables += [Variable("default", name, value) for name, value in defaults]
     variables.append(Variable("append", "PATH", DIRECTORY))
     return Addition(
         operations=(*operations, launcher, Tmpfs(KEYS, owner, "ssh keys of the job")),

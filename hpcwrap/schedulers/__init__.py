@@ -34,13 +34,14 @@ class Launcher(NamedTuple):
     `words` are the launcher's command line: ``%h`` in one of them is the node, and ``%c`` alone a
     command for a shell.  `nodes` are the job's, none where the scheduler did not say; `unset` names
     variables that would mislead the launcher.  `hydra` is false where MPICH's own launcher speaks
-    to the scheduler.
+    to the scheduler.  `defaults` are variables of the job's that tell its MPI which nodes it has.
     """
 
     words: Tuple[str, ...]
     nodes: Tuple[str, ...] = ()
     unset: Tuple[str, ...] = ()
     hydra: bool = True
+    defaults: Tuple[Tuple[str, str], ...] = ()
 
 
 class Adapter(Protocol):

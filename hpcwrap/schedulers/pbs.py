@@ -52,6 +52,17 @@ CLIENTS = ("qsub", "qstat", "qdel", "qalter", "qhold", "qrls", "qsig", "qselect"
 munge they need none."""
 
 
+MPI = (
+    ("OMPI_MCA_orte_default_hostfile", "{nodefile}"),
+    ("OMPI_MCA_orte_leave_session_attached", "1"),
+    ("PRTE_MCA_prte_default_hostfile", "{nodefile}"),
+    ("PRTE_MCA_prte_leave_session_attached", "1"),
+    ("HYDRA_HOST_FILE", "{nodefile}"),
+)
+"""For an MPI that was built without libpbs: the nodes of the job.  Its daemons must not leave the
+session that pbs_mom started them in, for with that they would leave the job."""
+
+
 class Installation(NamedTuple):
     """Where PBS is, as pbs.conf(8) has it."""
 
@@ -197,10 +208,14 @@ def commands(_settings: Settings) -> Optional[Commands]:
 
 def launcher(_settings: Settings, environ: Mapping[str, str]) -> Optional[Launcher]:
     """Say how pbs_mom starts a command on another node: by pbs_tmrsh, which knows no shell."""
-    program = f"{read_installation(environ).programs}/bin/pbs_tmrsh"
+    place = read_installation(environ)
+    program = f"{place.programs}/bin/pbs_tmrsh"
     if not os.access(program, os.X_OK):
         return None
-    return Launcher((program, "%h", "/bin/sh", "-c", "%c"), read_hosts(environ))
+    file = f"{place.home}/aux/{environ.get('PBS_JOBID', '')}"
+    defaults = tuple((name, value.format(nodefile=file)) for name, value in MPI)
+    words = (program, "%h", "/bin/sh", "-c", "%c")
+    return Launcher(words, read_hosts(environ), defaults=defaults)
 
 
 def read_installation(environ: Mapping[str, str]) -> Installation:
