@@ -27,7 +27,7 @@ from hpcwrap.image.spool import Spool
 from hpcwrap.image.squashfs import as_own_root, write_squashfs
 from hpcwrap.image.store import CONFIG_KEYS, parse_config
 from hpcwrap.image.tar import LayerError
-from hpcwrap.image.worker import Progress, Report
+from hpcwrap.image.worker import Progress, Report, hold
 
 TICK = 0.01
 REPORT_EVERY = 0.1
@@ -70,6 +70,7 @@ def fetch(name: str, begin: Callable[[], Download], form: Format, report: Report
         lambda done: throttled(lambda: [Progress("convert", "", done, plan.size)]),
         before=own_root,
     )
+    hold()
     watch.lap("convert")
     manifest = layers.download.resolved.manifest
     return Fetched(

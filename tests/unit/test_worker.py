@@ -9,13 +9,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, Iterator, List, Tuple
 
+import psutil
 import pytest
 
 from hpcwrap.errors import SiteError, UserError
-from hpcwrap.image.worker import Progress, Report, guarded, work_as
+from hpcwrap.image.worker import Progress, Report, guarded, hold, work_as
 from hpcwrap.run import Identity, output
 
 Called = Tuple[Dict[str, Any], List[Progress]]
@@ -224,3 +226,23 @@ def test_a_worker_needs_no_module_that_its_parent_has_not_read(tmp_path: Path) -
         check=False,
     )
     assert done.stdout.startswith("sha256:"), done.stderr
+
+
+def test_what_holds_a_workers_files_ends_soon_after_it(tmp_path: Path) -> None:
+    def work(_: Report) -> Dict[str, Any]:
+        hold()
+        return {"group": os.getpgid(0)}
+
+    told, _ = call(work, tmp_path)
+    deadline = time.monotonic() + 20
+    while any(alive_in(told["group"])):
+        assert time.monotonic() < deadline, "it lives on"
+        time.sleep(0.01)
+
+
+def alive_in(group: int) -> Iterator[psutil.Process]:
+    """Processes of a process group; one that nobody has waited for yet holds nothing."""
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                yield process
