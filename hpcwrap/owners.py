@@ -80,6 +80,11 @@ def alive(place: JobPaths) -> bool:
     return not os.path.isdir(place.owners) or any(map(_runs, _names(place)))
 
 
+def running(place: JobPaths) -> List[int]:
+    """Numbers of the owners that run still."""
+    return [int(name.partition("-")[0]) for name in _names(place) if _runs(name)]
+
+
 def _names(place: JobPaths) -> List[str]:
     try:
         return os.listdir(place.owners)

@@ -78,6 +78,7 @@ class JobPaths:
         self.owners = os.path.join(self.directory, "owners")
         self.turns = os.path.join(os.path.dirname(jobs), "turns")
         """A file of the node: a lock for each job (`owners.turn`)."""
+        self.listener = os.path.join(self.directory, "listener")
         self.stage = os.path.join(os.path.dirname(jobs), "stage")
         """An empty directory of the node: each builder mounts its tmpfs there, for itself alone."""
         self.good_cpu = os.path.join(os.path.dirname(jobs), "good-cpu")

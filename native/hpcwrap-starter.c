@@ -120,8 +120,10 @@ static char *join(char **words)
     return joined;
 }
 
+/* What is Grid Engine's or the filter's word to us is not the job's. */
 static void forget_starter(void)
 {
+    unsetenv("HPCWRAP_REQUEST");
     unsetenv("SGE_STARTER_SHELL_PATH");
     unsetenv("SGE_STARTER_SHELL_START_MODE");
     unsetenv("SGE_STARTER_USE_LOGIN_SHELL");

@@ -18,7 +18,7 @@ from hpcwrap.request import NONE, Request
 if TYPE_CHECKING:
     from hpcwrap.gpus import Gpus
 
-NAMES = ("slurm", "htcondor", "pbs", "lsf", "local")
+NAMES = ("slurm", "gridengine", "htcondor", "pbs", "lsf", "local")
 
 
 class Commands(NamedTuple):

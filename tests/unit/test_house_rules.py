@@ -14,6 +14,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = {"schedulers", "image", "container"}
 STAGES = {"submit", "supply", "machine", "prolog", "enter", "epilog", "sweep", "helper"}
 STAGES |= {"esub", "lsfjob"}  # LSF's filter, and what its jobs do for themselves
+STAGES |= {"jsv", "shepherd", "watch"}  # Grid Engine's filter, prolog and epilog
 BASE = {"errors", "log", "__init__"}
 EDGE = {"cli", "hook", "verbs", "__main__"}
 
