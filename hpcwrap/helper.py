@@ -123,7 +123,7 @@ def answer_to(talk: Any) -> Dict[str, Any]:
 
 
 def find_caller(talk: Any) -> Caller:
-    """Look up who connected.  Raises UserError for root, who needs no helper."""
+    """Look up who connected.  Raises UserError for somebody whom this node does not know."""
     import socket
     import struct
 
@@ -131,8 +131,6 @@ def find_caller(talk: Any) -> Caller:
     process, uid, _ = layout.unpack(
         talk.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, layout.size)
     )
-    if uid == 0:
-        raise UserError("cannot make a container for root", "the helper is for jobs of users")
     return Caller(find_user(str(uid)), process)
 
 
@@ -244,8 +242,10 @@ VERBS: Dict[str, Callable[[Caller, Asked], Dict[str, Any]]] = {
 def read_job(caller: Caller, asked: Asked) -> Tuple[schedulers.CallerAdapter, Job, Request]:
     """The job as the scheduler's adapter reads it, made the caller's.
 
-    Raises UserError for a scheduler whose jobs come by another way.
+    Raises UserError for root, and for a scheduler whose jobs come by another way.
     """
+    if caller.user.uid == 0:
+        raise UserError("cannot make a container for root", "the helper is for jobs of users")
     adapter = schedulers.load(asked.scheduler)
     if not hasattr(adapter, "read_caller"):
         raise UserError(f"cannot make a container: {asked.scheduler} has root's own hooks for it")

@@ -35,6 +35,13 @@ POOL = "default"
 DEFAULT = "hpcwrap:default"
 """The image of jobs that name none, as the configuration has it for nodes with a default."""
 
+FAILED = 125
+"""What a job ends with whose container could not be made, as with hpcwrap-enter."""
+
+ERROR_ATTRIBUTE = "ChirpHpcwrapError"
+"""Where the reason is left in the job's ad: without more rights a job may only add to its ad what
+begins with Chirp (CHIRP_DELAYED_UPDATE_PREFIX)."""
+
 CONTAINER, ORIGIN, JOB, SLOT, WORKDIR = "container", "origin", "job", "slot", "workdir"
 """What the message's variables are called."""
 
@@ -88,8 +95,9 @@ def read_request(variables: Mapping[str, str]) -> Request:
 
 def read_gpus(environ: Mapping[str, str]) -> Optional[Gpus]:
     """Read which GPUs the job has; None for none."""
-    given = {name: environ[name] for name in CALLER_VARIABLES if environ.get(name, NO_GPUS)}
-    if not any(value != NO_GPUS for value in given.values()):
+    given = {name: environ[name] for name in CALLER_VARIABLES if name in environ}
+    given = {name: value for name, value in given.items() if value != NO_GPUS}
+    if not given:
         return None
     from hpcwrap import gpus
 

@@ -1,4 +1,4 @@
-"""Root file systems of other Debian suites: made once by mmdebstrap, kept in tools/image's cache."""
+"""Root file systems of other suites: made once by mmdebstrap, kept in the cache of tools/image."""
 
 from __future__ import annotations
 
