@@ -10,33 +10,31 @@ import subprocess
 
 import pbs
 
-FACTS = ("euser", "egroup", "queue", "exec_host2", "exec_vnode")
 UNFIT = 4
 event = pbs.event()
 job, node = event.job, pbs.get_local_nodename()
-with open(pbs.hook_config_filename) as file:
-    python = json.load(file)["prefix"] + "/bin/python3"
-
-facts = {"PBS_" + name.upper(): str(getattr(job, name) or "") for name in FACTS}
-facts.update(
-    PBS_JOBID=job.id, PBS_NODE=node, PBS_CONTAINER=str(job.Resource_List["container"] or "")
-)
+names = ("euser", "egroup", "queue", "exec_host2", "exec_vnode")
+facts = {"PBS_" + name.upper(): str(getattr(job, name) or "") for name in names}
+facts.update(PBS_JOBID=job.id, PBS_NODE=node)
+facts["PBS_CONTAINER"] = str(job.Resource_List["container"] or "")
 for name in ("HPCWRAP_CONTAINER", "PBS_O_WORKDIR"):
     facts[name] = str(job.Variable_List.get(name) or "")
 facts["PBS_CONF_FILE"] = os.environ.get("PBS_CONF_FILE", "/etc/pbs.conf")
-run = [python, "-I", "-c", "from hpcwrap.hook import main; main('prolog', 'pbs')"]
-null, pipe = subprocess.DEVNULL, subprocess.PIPE
-done = subprocess.run(run, env=facts, stdin=null, stderr=pipe, check=False)
-said = done.stderr.decode(errors="replace").strip()
+
+with open(pbs.hook_config_filename) as file:
+    run = [json.load(file)["prefix"] + "/bin/python3", "-I", "-c"]
+run += ["from hpcwrap.hook import main; main('prolog', 'pbs')"]
+done = subprocess.run(run, env=facts, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)
+said = " ".join(done.stderr.decode(errors="replace").split())[-400:]
 if said:
     pbs.logmsg(pbs.LOG_ERROR, said)
 if done.returncode == UNFIT:
     event.vnode_list[node].state = pbs.ND_OFFLINE
-    event.vnode_list[node].comment = said.splitlines()[-1] if said else "hpcwrap: unfit"
+    event.vnode_list[node].comment = said
     job.rerun()
     event.reject(said)
-if done.returncode:
+elif done.returncode:
     place = "/run/hpcwrap/jobs/pbs-" + job.id
     os.makedirs(place, 0o711, exist_ok=True)
     with open(place + "/error", "w") as file:
-        file.write(f"the prolog failed on {node}; see pbs_mom's log: {said[-400:]}\n")
+        file.write(f"the prolog failed on {node}; see pbs_mom's log: {said}\n")
