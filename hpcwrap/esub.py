@@ -12,7 +12,7 @@ from typing import Dict, Mapping
 from hpcwrap import config, environmentfile, log, submit
 from hpcwrap.errors import HpcwrapError, SiteError, UserError
 from hpcwrap.job import Job, find_user
-from hpcwrap.request import make_request
+from hpcwrap.request import NONE, make_request, split_pin
 from hpcwrap.schedulers import lsf, lsf_files, lsf_submit
 from hpcwrap.schedulers.lsf_submit import Submission
 from hpcwrap.textfile import read_text
@@ -63,14 +63,14 @@ def abort_value(environ: Mapping[str, str]) -> int:
 def known_methods(submission: Submission, environ: Mapping[str, str]) -> Dict[str, bool]:
     """Which words of -a are environments, and which are esubs of somebody else."""
     directory = config.environments_directory(config.settings_file())
-    environments = environmentfile.environment_names(directory)
+    environments = [*environmentfile.environment_names(directory), NONE]
     servers = environ.get("LSF_SERVERDIR", "")
-    known = {}
+    known = dict.fromkeys(environments, True)
     for word in submission.methods:
-        if word in OURS or os.path.exists(os.path.join(servers, f"esub.{word}")):
-            known[word] = False
-        if word in environments:
+        if split_pin(word)[0] in environments:
             known[word] = True
+        elif word in OURS or os.path.exists(os.path.join(servers, f"esub.{word}")):
+            known[word] = False
     return known
 
 

@@ -31,8 +31,11 @@ enforces_limits = False
 serves_pmi = False
 """Only mpirun is there."""
 
-VARIABLE = "HPCWRAP_CONTAINER"
-"""How the request travels: esub puts it into the job's environment, or the user does."""
+VARIABLE = "HPCWRAP_REQUEST"
+"""How the request travels: esub puts it into the job's environment, or the user does.
+
+Not HPCWRAP_CONTAINER, which says inside what the container is: a job submitted from there would ask
+for that very digest, and a task on a later host in other words than the job."""
 
 INSIDE = "HPCWRAP_LSF"
 """JOB.INDEX in a job's processes from the starter on: its file is read twice (decision 0121)."""

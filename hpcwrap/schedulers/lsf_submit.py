@@ -10,6 +10,7 @@ import re
 from typing import Dict, List, Mapping, NamedTuple, Tuple
 
 from hpcwrap.errors import UserError
+from hpcwrap.hints import closest
 
 RAW = "LSB_SUB_COMMAND_LINE"
 """The one value that is written without any escape, on as many lines as the command has."""
@@ -94,7 +95,7 @@ def unquote(value: str) -> str:
 def find_container(methods: Tuple[str, ...], known: Mapping[str, bool]) -> str:
     """The container among the words of -a; empty for none.
 
-    `known` has each word that is somebody's: true for environments, false for other methods.
+    `known` has the words that are somebody's: true for environments, false for other methods.
     Raises UserError for a word that nobody knows, and for two containers.
     """
     asked = []
@@ -105,9 +106,10 @@ def find_container(methods: Tuple[str, ...], known: Mapping[str, bool]) -> str:
         elif known.get(word, False):
             asked.append(word)
         elif word not in known:
+            environments = [name for name, ours in known.items() if ours]
             raise UserError(
                 f"cannot use -a {word}: there is no environment and no esub of that name",
-                "see `hpcwrap env list`",
+                closest(word, environments, otherwise="see `hpcwrap env list`"),
             )
     if len(set(asked)) > 1:
         raise UserError(f"cannot use two containers in one job: {' and '.join(asked)}")

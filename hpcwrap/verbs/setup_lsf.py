@@ -13,6 +13,7 @@ from typing import Dict, Iterator, List, NamedTuple, Optional
 from hpcwrap import config, paths, run
 from hpcwrap.errors import HpcwrapError, SiteError
 from hpcwrap.finding import MISSING, NOTE, WELL, WRONG, Finding
+from hpcwrap.request import NONE
 from hpcwrap.schedulers import lsf_files
 from hpcwrap.schedulers.lsf_files import CONF, QUEUES, Place
 from hpcwrap.textfile import read_text
@@ -21,8 +22,8 @@ from hpcwrap.verbs import setup_host
 FILES = lsf_files.FILES
 AFTERWARDS = "have LSF read them, by `badmin reconfig`"
 
-ALWAYS = ("hpcwrap", "container")
-"""The mandatory method, and the one with an argument: `bsub -a "container(NAME)"`."""
+ALWAYS = ("hpcwrap", "container", NONE)
+"""The mandatory method, the one with an argument, `-a "container(NAME)"`, and `-a none`."""
 
 MARK = "written by `hpcwrap setup lsf`"
 

@@ -27,7 +27,7 @@ WORK = "/var/lib/lsf/work"
 LOG_DIR = "/var/log/lsf"
 ADMINISTRATOR = "daemon"
 CLUSTER_NAME = "hpcwrap"
-SLOTS = 8
+SLOTS = 64
 
 LSF_CONF = """\
 # A bare cluster: no hpcwrap yet.
@@ -45,6 +45,7 @@ LSB_MBD_PORT=6324
 LSB_SBD_PORT=6325
 LSF_AUTH=eauth
 LSB_MAILPROG=/bin/true
+LSB_JOB_MEMLIMIT=Y
 """
 
 LSF_SHARED = """\
