@@ -16,7 +16,7 @@ LOOK = (
     'echo "@ $(uname -n) $(readlink /proc/self/ns/mnt) $(cat /etc/demo-image) $HPCWRAP_CONTAINER"'
 )
 HOST = "echo in=$HPCWRAP_CONTAINER; test -e /etc/demo-image || echo host\n"
-FILL = "dd if=/dev/zero of=/dev/null bs=400M count=1; echo survived\n"
+FILL = "dd if=/dev/zero of=/dev/null bs=400M count=1 && echo survived\n"
 RANKS = (1, 2, 32)
 CODES = (0, 1, 77)
 

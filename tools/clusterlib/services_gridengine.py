@@ -7,7 +7,7 @@ import shutil
 from typing import Mapping
 from xml.etree import ElementTree
 
-from clusterlib.files import owner_ids, write
+from clusterlib.files import owner_ids, read, write
 from clusterlib.layout import CONTROLLER, Cluster, Share
 from clusterlib.processes import run_in, wait_until
 from clusterlib.services import JOBS_PATIENCE_S, PATIENCE_S, compute, on_each, stop_daemon
@@ -21,6 +21,7 @@ SHARES = (Share("etc-gridengine", "/var/lib/gridengine/default/common"),)
 ADMIN = "sgeadmin"
 SPOOL = "/var/spool/gridengine"
 BOOTSTRAP = "/usr/share/gridengine/default-bootstrap"
+CONFIGURATION = "/usr/share/gridengine/default-configuration"
 INIT_CLUSTER = ["/usr/share/gridengine/scripts/init_cluster", "/var/lib/gridengine", "default"]
 QMASTER_PID_FILE = SPOOL + "/qmaster/qmaster.pid"
 EXECD_PID_FILE = SPOOL + "/execd/{node}/execd.pid"
@@ -81,7 +82,7 @@ min_cpu_interval      00:05:00
 processors            UNDEFINED
 qtype                 BATCH INTERACTIVE
 ckpt_list             NONE
-pe_list               mpi fill smp
+pe_list               {parallel}
 rerun                 FALSE
 slots                 {slots}
 tmpdir                /tmp
@@ -121,10 +122,18 @@ s_vmem                INFINITY
 h_vmem                INFINITY
 """
 
+# qacct(1) is to know of a job as soon as qstat(1) does not.
+FLUSHED = "accounting=true reporting=false flush_time=00:00:15 accounting_flush_time=00:00:00"
+
 # 32 ranks fit a node.
 SLOTS = 32
 QUEUES = ("all.q", "containers.q")
-RULES = {"mpi": "$round_robin", "fill": "$fill_up", "smp": "$pe_slots"}
+RULES = {
+    "mpi": "$round_robin",
+    "fill": "$fill_up",
+    "smp": "$pe_slots",
+    **{f"by-{slots}": str(slots) for slots in (1, 2, 32)},
+}
 
 PARALLEL = """\
 pe_name            {name}
@@ -180,15 +189,24 @@ def texts(cluster: Cluster) -> dict[str, str]:
     hosts = " ".join(cluster.compute_names)
     files = {
         "sched": SCHEDULER_CONF,
+        "global": configuration(),
         "hosts": f"group_name @allhosts\nhostlist {hosts}\n",
     }
     for name, rule in RULES.items():
         files[f"pe-{name}"] = PARALLEL.format(name=name, rule=rule)
     for number, name in enumerate(QUEUES):
-        files[f"queue-{name}"] = QUEUE.format(name=name, number=number, slots=SLOTS)
+        files[f"queue-{name}"] = QUEUE.format(
+            name=name, number=number, slots=SLOTS, parallel=" ".join(RULES)
+        )
     for name in PROJECTS:
         files[f"project-{name}"] = PROJECT.format(name=name)
     return files
+
+
+def configuration() -> str:
+    """Debian's own, with an accounting file that is not buffered."""
+    kept = [line for line in read(CONFIGURATION).splitlines() if not line.startswith("reporting_")]
+    return "".join(f"{line}\n" for line in [*kept, f"reporting_params {FLUSHED} joblog=false"])
 
 
 def begin(pids: Mapping[str, int]) -> None:
@@ -200,7 +218,7 @@ def begin(pids: Mapping[str, int]) -> None:
     qconf(controller, "-as", CONTROLLER)
     qconf(controller, "-ah", ",".join(compute(pids)))
     qconf(controller, "-as", ",".join(compute(pids)))
-    for option, name in (("-Msconf", "sched"), ("-Ahgrp", "hosts")):
+    for option, name in (("-Msconf", "sched"), ("-Mconf", "global"), ("-Ahgrp", "hosts")):
         qconf(controller, option, f"{FILES}/{name}")
     for option, kind, names in (
         ("-Ap", "pe", tuple(RULES)),

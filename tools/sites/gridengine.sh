@@ -3,6 +3,7 @@
 
 change() {
     on ctl sh -s -- "$1" "$2" "$3" "$(on ctl "${prefix:?}/bin/hpcwrap" setup gridengine --lines "$3")" <<'END'
+[ -n "$4" ] || exit 0
 dir=$(mktemp -d)
 export SGE_SINGLE_LINE=1
 qconf "$1" >"$dir/global"
@@ -11,7 +12,7 @@ printf '%s\n' "$4" | while read -r name rest; do
     sed -i "/^$name /d" "$dir/global"
     echo "$name $rest" >>"$dir/global"
 done
-qconf "$2" "$dir/global" >/dev/null
+qconf "$2" "$dir/global" >/dev/null 2>&1
 rm -r "$dir"
 END
 }
