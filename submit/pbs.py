@@ -123,6 +123,8 @@ def is_allowed(environment: Dict[str, Any], user: str) -> bool:
     users, groups = environment["users"], environment["groups"]
     if (not users and not groups) or user in users:
         return True
+    if not groups:
+        return False
     try:
         gids = os.getgrouplist(user, pwd.getpwnam(user).pw_gid)
     except (KeyError, OSError):

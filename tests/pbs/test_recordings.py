@@ -1,0 +1,241 @@
+"""The hooks on what a real OpenPBS 23.06 sent them: so they run where there is no PBS, too."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+from pathlib import Path
+from typing import Any, Callable, Dict
+
+import pytest
+from replay import Event, load, replay
+
+from hpcwrap.config import Config, Settings
+from hpcwrap.environment import Environment
+from hpcwrap.schedulers import pbs, pbs_hooks
+
+DIGEST = "sha256:" + 64 * "d"
+OTHER = "sha256:" + 64 * "0"
+RUN = "from hpcwrap.hook import main; main"
+HERE = pwd.getpwuid(os.getuid()).pw_name
+
+
+def environment(name: str, *, users: tuple[str, ...] = ()) -> Environment:
+    return Environment(name, f"registry/{name}", "", users, (), None, (), (), "")
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """What `hpcwrap setup pbs` gives the submit hook."""
+    known = {name: environment(name) for name in ("debian-12", "busybox-1")}
+    known["bobs"] = environment("bobs", users=("bob",))
+    config = Config("hpcwrap.yaml", Settings(), {}, known, {}, {}, {})
+    path = tmp_path / "table.json"
+    path.write_text(pbs_hooks.table(config, {"debian-12": (DIGEST,)}, now=0.0))
+    return path
+
+
+# ---- submit ----
+
+
+def submit(name: str, table: Path, container: str | None = None) -> Event:
+    recording = load(name)
+    if container is not None:
+        recording["job"].setdefault("Resource_List", {})["container"] = container
+    return replay(recording, "submit", table)
+
+
+@pytest.mark.parametrize(
+    ("recording", "wanted"),
+    [
+        ("queuejob-option", f"debian-12@{DIGEST}"),
+        ("queuejob-variable", "busybox-1"),
+        ("queuejob-queue", None),
+        ("modifyjob-option", f"debian-12@{DIGEST}"),
+    ],
+)
+def test_what_a_job_is_to_have(recording: str, wanted: str | None, table: Path) -> None:
+    event = submit(recording, table)
+    assert event.rejected is None
+    assert event.job.Resource_List["container"] == wanted
+
+
+def test_the_option_counts_before_the_variable(table: Path) -> None:
+    event = submit("queuejob-variable", table, "debian-12")
+    assert event.job.Resource_List["container"] == f"debian-12@{DIGEST}"
+
+
+@pytest.mark.parametrize("recording", ["queuejob-option", "modifyjob-option"])
+@pytest.mark.parametrize(
+    ("container", "sentence"),
+    [
+        ("debain-12", "there is no environment 'debain-12' (did you mean debian-12?)"),
+        ("x", "there is no environment 'x' (known are bobs, busybox-1, debian-12)"),
+        ("a\nb", "there is no environment 'a?b' (known are bobs, busybox-1, debian-12)"),
+        (
+            "bobs",
+            (
+                "alice may not use the environment bobs: it is for named users "
+                "(ask the administrators for access)"
+            ),
+        ),
+        (
+            f"debian-12@{OTHER}",
+            (
+                f"cannot use debian-12@{OTHER}: the environment never had this image here "
+                "(see `hpcwrap images`)"
+            ),
+        ),
+        (
+            "/tmp/x.sif",
+            (
+                "cannot use -l container=/tmp/x.sif: it is a path or an image, and this site allows "
+                "its environments only (see `hpcwrap env list`)"
+            ),
+        ),
+    ],
+)
+def test_what_is_refused(recording: str, container: str, sentence: str, table: Path) -> None:
+    assert submit(recording, table, container).rejected == f"hpcwrap: {sentence}"
+
+
+def test_an_unknown_name_as_qsub_sent_it(table: Path) -> None:
+    rejected = submit("queuejob-unknown", table).rejected
+    assert rejected == "hpcwrap: there is no environment 'debain-12' (did you mean debian-12?)"
+
+
+def test_digests_do_not_count_for_ever(table: Path) -> None:
+    document = json.loads(table.read_text())
+    table.write_text(json.dumps({**document, "pins_until": 1}))
+    assert submit("queuejob-option", table).job.Resource_List["container"] == "debian-12"
+
+
+def test_none_where_the_site_does_not_allow_it(table: Path) -> None:
+    assert submit("queuejob-option", table, "none").rejected is None
+    document = json.loads(table.read_text())
+    table.write_text(json.dumps({**document, "allow_none": False}))
+    sentence = "cannot run without a container: this site does not allow -l container=none"
+    assert submit("queuejob-option", table, "none").rejected == f"hpcwrap: {sentence}"
+
+
+def test_a_job_without_a_container_needs_no_table(tmp_path: Path) -> None:
+    assert submit("queuejob-queue", tmp_path / "missing.json").rejected is None
+
+
+# ---- on the nodes ----
+
+Installation = Callable[..., Path]
+
+
+@pytest.fixture
+def installation(tmp_path: Path) -> Installation:
+    """An installation whose Python notes how it was called, and ends as it is told."""
+
+    def make(code: int = 0, says: str = "") -> Path:
+        python = tmp_path / "bin" / "python3"
+        python.parent.mkdir()
+        python.write_text(
+            f"#!/bin/sh\nprintf '%s\\n' \"$@\" >{tmp_path}/words\nenv -0 >{tmp_path}/variables\n"
+            f"echo '{says}' >&2\nexit {code}\n"
+        )
+        python.chmod(0o755)
+        config = tmp_path / "config.json"
+        config.write_text(pbs_hooks.node_config(str(tmp_path), "/opt/hpcwrap/libexec/enter"))
+        return config
+
+    return make
+
+
+def called(config: Path) -> tuple[list[str], Dict[str, str]]:
+    """The words and the variables that a hook gave hpcwrap."""
+    words = (config.parent / "words").read_text().splitlines()
+    pairs = (config.parent / "variables").read_text().split("\0")[:-1]
+    variables = dict(pair.split("=", 1) for pair in pairs)
+    return words, {name: variables[name] for name in variables if name not in ("PWD", "_", "SHLVL")}
+
+
+def begin(name: str, config: Path) -> tuple[Event, Any]:
+    event = replay(load(name), "prolog", config)
+    words, variables = called(config)
+    assert words == ["-I", "-c", f"{RUN}('prolog', 'pbs')"]
+    assert all(key.startswith(("PBS_", "HPCWRAP_")) for key in variables), "nothing inherited"
+    return event, pbs.read_prolog({**variables, "PBS_EUSER": HERE, "PBS_EGROUP": ""})
+
+
+def test_the_first_node_of_a_job(installation: Installation) -> None:
+    event, (job, request) = begin("execjob_begin-first", installation())
+    assert event.rejected is None
+    assert (job.id, job.node, job.nodes, job.workdir) == ("pbs-33.ctl", "n1", 2, "/home/alice")
+    assert job.places == (("queue", "workq"),)
+    assert (request.container, request.origin) == ("debian-12", "-l container")
+    assert request.pin.startswith("sha256:")
+    assert (job.limits.memory, job.limits.cpus) == (100 << 20, 1.0)
+
+
+def test_another_node_of_it(installation: Installation) -> None:
+    _, (job, request) = begin("execjob_begin-sister", installation())
+    assert (job.id, job.node, request.container) == ("pbs-33.ctl", "n2", "debian-12")
+
+
+def test_an_element_of_an_array_without_a_container(installation: Installation) -> None:
+    _, (job, request) = begin("execjob_begin-array", installation())
+    assert (job.id, request.container) == ("pbs-34[1].ctl", None)
+
+
+def test_a_job_of_a_queue_with_a_default_of_ours(installation: Installation) -> None:
+    _, (job, request) = begin("execjob_begin-queue", installation())
+    assert (job.places, request.container) == ((("queue", "containers"),), None)
+
+
+def test_an_unfit_node_goes_offline_and_the_job_elsewhere(installation: Installation) -> None:
+    config = installation(4, "hpcwrap: cannot make a loop device")
+    event = replay(load("execjob_begin-sister"), "prolog", config)
+    assert event.rejected == "hpcwrap: cannot make a loop device"
+    assert event.job.rerun_called
+    node, other = event.vnode_list["n2"], event.vnode_list["n1"]
+    assert (node.state, node.comment) == ("offline", "hpcwrap: cannot make a loop device")
+    assert other.state is None
+
+
+@pytest.mark.parametrize(
+    ("recording", "command"),
+    [
+        ("execjob_launch-task", ["/bin/sh", "-c", "uname -n"]),
+        ("execjob_launch-program", ["/bin/true"]),
+    ],
+)
+def test_a_program_starts_inside(
+    recording: str, command: list[str], installation: Installation
+) -> None:
+    config = installation()
+    event = replay(load(recording), "enter", config)
+    job = event.job.id
+    assert event.progname == "/opt/hpcwrap/libexec/enter"
+    assert event.argv == ["hpcwrap-enter", f"/run/hpcwrap/jobs/pbs-{job}", "--", *command]
+    words, variables = called(config)
+    assert words == ["-I", "-c", f"{RUN}('enter', 'pbs')"]
+    assert variables == {"PBS_JOBID": job, "HPCWRAP_PROCESS": str(os.getppid())}
+
+
+@pytest.mark.parametrize(
+    ("recording", "shell"),
+    [("execjob_launch-script", "/bin/bash"), ("execjob_launch-interactive", "/bin/sh")],
+)
+def test_a_shell_is_one_of_the_images(
+    recording: str, shell: str, installation: Installation
+) -> None:
+    argv = replay(load(recording), "enter", installation()).argv
+    assert argv[2:5] == ["--", "/bin/sh", "-c"]
+    assert argv[6:] == [shell]
+
+
+def test_a_job_without_a_container_is_left_alone(tmp_path: Path) -> None:
+    event = replay(load("execjob_launch-host"), "enter", tmp_path / "missing.json")
+    assert (event.progname, event.argv) == ("/bin/echo", ["/bin/echo", "a b"])
+
+
+def test_a_process_without_its_limits_does_not_start(installation: Installation) -> None:
+    config = installation(3, "hpcwrap: cannot move the job into its cgroup")
+    event = replay(load("execjob_launch-task"), "enter", config)
+    assert event.rejected == "hpcwrap: cannot move the job into its cgroup"
