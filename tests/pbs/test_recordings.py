@@ -22,7 +22,7 @@ HERE = pwd.getpwuid(os.getuid()).pw_name
 
 
 def environment(name: str, *, users: tuple[str, ...] = ()) -> Environment:
-    return Environment(name, f"registry/{name}", "", users, (), None, (), (), "")
+    return Environment(name, f"registry/{name}", "", (), (), None, users, (), "")
 
 
 @pytest.fixture
@@ -90,8 +90,8 @@ def test_the_option_counts_before_the_variable(table: Path) -> None:
         (
             "/tmp/x.sif",
             (
-                "cannot use -l container=/tmp/x.sif: it is a path or an image, and this site allows "
-                "its environments only (see `hpcwrap env list`)"
+                "cannot use -l container=/tmp/x.sif: it is a path or an image, and this site "
+                "allows its environments only (see `hpcwrap env list`)"
             ),
         ),
     ],
