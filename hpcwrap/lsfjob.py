@@ -1,7 +1,7 @@
 """What a job of LSF's does for itself on each of its hosts, as its user: it asks the helper.
 
-`prepare` is PRE_EXEC, `start` JOB_STARTER, `task` what lsrun or blaunch starts on later hosts and
-`release` POST_EXEC.  docs/decisions/0120 says why nothing here is root's, and 0121 how
+`prepare` is PRE_EXEC, `start` JOB_STARTER, `release` POST_EXEC; `task` and `tidy` are what lsrun or
+blaunch starts on later hosts.  docs/decisions/0120 says why nothing here is root's, and 0121 how
 the job's file is started.
 """
 
@@ -77,8 +77,7 @@ def start(environ: Mapping[str, str]) -> int:
 
 def task(environ: Mapping[str, str]) -> int:
     """A command on a later host: run it in this host's container."""
-    words = [word for word in sys.argv[1:] if word != "--tell"]
-    command = ["/bin/sh", "-c", " ".join(words)]
+    command = ["/bin/sh", "-c", sys.argv[1]]
     directory = ask("prepare", environ)
     become(command if directory is None else into(directory, command), environ)
 
@@ -89,10 +88,17 @@ def release(environ: Mapping[str, str]) -> int:
     return 0
 
 
+def tidy(_environ: Mapping[str, str]) -> int:
+    """After a command on a later host: drop its container, unless others of the job use it."""
+    helperclient.ask({"do": "sweep"})
+    return 0
+
+
 PARTS: Dict[str, Callable[[Mapping[str, str]], int]] = {
     "prepare": prepare,
     "start": start,
     "task": task,
+    "tidy": tidy,
     "release": release,
 }
 

@@ -12,6 +12,12 @@ add_to_queues() {
         sh "$lines" $configuration/lsb.queues
 }
 
+# As the cluster's administrator; quicker than to start all daemons again.
+reconfigure() {
+    on ctl setpriv --reuid=daemon --regid=daemon --clear-groups badmin reconfig >/dev/null
+    restart=
+}
+
 connect() {
     add_to_queues
     on ctl sh -c "cat >>$configuration/lsf.conf" <<END
@@ -20,6 +26,7 @@ END
     on ctl sh -c "mkdir -p ${shared:?}/etc/conf.d && echo lsf_commands: \$LSF_BINDIR >$shared/etc/conf.d/lsf.yaml"
     for node in $(nodes); do on "$node" "$prefix/bin/hpcwrap" setup lsf --table >/dev/null; done
     for node in $(nodes); do start_helper "$node"; done
+    reconfigure
 }
 
 start_helper() {
