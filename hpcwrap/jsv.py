@@ -19,8 +19,11 @@ from hpcwrap.errors import HpcwrapError, SiteError, UserError, printable
 from hpcwrap.job import Job, User, find_user
 from hpcwrap.request import NONE, Request, harmless, is_image, make_request
 from hpcwrap.schedulers import default_container, gridengine
-from hpcwrap.schedulers.gridengine import COMPLEX, LOGINS, OPTION, VARIABLE
+from hpcwrap.schedulers.gridengine import COMPLEX, OPTION, VARIABLE
 from hpcwrap.schedulers.gridengine_table import Reader, Table
+
+LOGIN = "NONE"
+"""What CMDNAME is for qlogin, and for qrsh without a command."""
 
 CONTEXT = "hpcwrap"
 """The job's context shows what it gets: `qstat -j`."""
@@ -129,7 +132,7 @@ def check(asked: Request, submission: Submission, table: Table) -> None:
     name = asked.container or ""
     if name == NONE:
         return submit.refuse_none(asked, table.settings)
-    if submission.parameters.get("CMDNAME") in LOGINS:
+    if submission.parameters.get("CMDNAME") == LOGIN:
         raise gridengine.refuse_login()
     if is_image(name):
         submit.own_image(asked, table.settings)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import fcntl
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Iterator
 
 from hpcwrap import log, owners, paths, prolog, watch
 from hpcwrap.errors import HpcwrapError, SiteError
+from hpcwrap.job import NO_LIMITS
 from hpcwrap.schedulers import gridengine
 from hpcwrap.schedulers.gridengine import Spool
 
@@ -41,6 +42,7 @@ def prepare(spool: Spool, process: int) -> None:
         if not is_shared(place, process):
             prolog.run(gridengine)
             if os.path.isdir(place.directory):
+                make_cgroup(place)
                 watch.start(place, process, listener(spool))
     if not os.path.isdir(place.directory):
         return
@@ -66,6 +68,19 @@ def turn(spool: Spool) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def make_cgroup(place: paths.JobPaths) -> None:
+    """Give the job a cgroup where its limits have made none: to find all of it at its end.
+
+    execd kills by a group number, and only while the job's shepherd lives (sge_conf(5),
+    ENABLE_ADDGRP_KILL).  Where there are no cgroups to be had, that is what there is.
+    """
+    from hpcwrap.container import limits
+
+    if os.path.exists(place.entry) and not os.path.exists(place.cgroups):
+        with suppress(SiteError):
+            limits.make(NO_LIMITS, place)
 
 
 def is_shared(place: paths.JobPaths, process: int) -> bool:

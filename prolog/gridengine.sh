@@ -28,6 +28,7 @@ as_root "$prefix/bin/python3" -I -c 'from hpcwrap.hook import main; main("shephe
     </dev/null >hpcwrap.log 2>&1
 code=$?
 reason=$(/usr/bin/tail -n 1 hpcwrap.log)
+reason=${reason#hpcwrap: }
 case $code in
 0) unset HPCWRAP_PROGRAMS HPCWRAP_SHEPHERD && exec "${execd%/*}/sge_shepherd" -bg ;;
 "$unfit") refuse $before_prolog "$reason" ;;
