@@ -19,6 +19,9 @@ LIBRARIES = ("lib/libpbs.so.0", "lib/libpbs.so", "lib64/libpbs.so.0", "lib64/lib
 HISTORY = b"x"
 """pbs_statjob's extend: jobs that have ended, too."""
 
+ELEMENTS = b"t"
+"""And of this the elements of arrays."""
+
 GONE = (0, 15001, 15139)
 """Nothing wrong; PBSE_UNKJOBID, PBSE_HISTJOBID of pbs_error.h: no such job, or not any more."""
 
@@ -78,10 +81,14 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self._library.pbs_disconnect(self._connection)
 
-    def jobs(self, job: str = "", *, history: bool = False) -> List[Status]:
-        """All jobs, or one if it is there; with `history` those that have ended, too."""
+    def jobs(self, job: str = "", *, history: bool = False, elements: bool = False) -> List[Status]:
+        """All jobs, or one if it is there; with `history` those that have ended, too.
+
+        With `elements` the elements of arrays, too.
+        """
+        extend = (HISTORY if history else b"") + (ELEMENTS if elements else b"")
         found = self._library.pbs_statjob(
-            self._connection, job.encode() or None, None, HISTORY if history else None
+            self._connection, job.encode() or None, None, extend or None
         )
         return self._take(found)
 
@@ -118,7 +125,9 @@ class Server:
     def delete(self, job: str) -> None:
         """Delete a job, or end it."""
         if self._library.pbs_deljob(self._connection, job.encode(), None):
-            self._fail(f"delete job {job}")
+            # It leaves the text of an earlier error in place, unlike the others.
+            reason = self._library.pbse_to_txt(self._error()) or b"pbs_server refuses"
+            raise UserError(f"cannot delete job {job}: {text(reason).strip()}")
 
     def _take(self, found: ctypes._Pointer[BatchStatus]) -> List[Status]:
         """Read and free a list; no list is an error, or nothing to tell."""
@@ -162,6 +171,7 @@ def declare(library: ctypes.CDLL) -> ctypes.CDLL:
         ("pbs_connect", number, (string,)),
         ("pbs_disconnect", number, (number,)),
         ("pbs_geterrmsg", string, (number,)),
+        ("pbse_to_txt", string, (number,)),
         (ERRNO, ctypes.POINTER(number), ()),
         ("pbs_statjob", statuses, (number, string, attributes, string)),
         ("pbs_statnode", statuses, (number, string, attributes, string)),

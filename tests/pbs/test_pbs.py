@@ -1,0 +1,128 @@
+"""What only PBS has: TM from inside, nodes that go offline, MoMs that die, qalter, setup."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from driver import Ask, Submission
+from driver_pbs import Pbs
+
+pytestmark = pytest.mark.pbs
+
+INSIDE = "test -e /.hpcwrap && uname -n"
+LOCK = "/var/spool/pbs/mom_priv/mom.lock"
+INIT = "/opt/pbs/libexec/pbs_init.d"
+
+
+def test_pbs_tmrsh_leads_into_the_container_of_the_other_node(pbs: Pbs) -> None:
+    script = f"pbs_tmrsh n2 /bin/sh -c '{INSIDE}; exit 9'; echo code $?\n"
+    job = pbs.run(Ask(script, "busybox-1", nodes=2))
+    assert job.output == "n2\ncode 9\n"
+
+
+def test_the_files_that_pbs_gives_a_job(pbs: Pbs) -> None:
+    script = (
+        'cat "$PBS_NODEFILE"; touch "$TMPDIR/x" && echo ok; cd "$PBS_O_WORKDIR" && pwd; '
+        "echo $PBS_JOBID $PBS_ENVIRONMENT\n"
+    )
+    submission = pbs.submit(Ask(script, "busybox-1", nodes=2))
+    lines = pbs.wait(submission).output.splitlines()
+    assert lines == ["n1", "n2", "ok", "/home/alice", f"{submission.id} PBS_BATCH"]
+
+
+def test_the_users_shell_need_not_be_in_the_image(pbs: Pbs) -> None:
+    """Alice's is bash, and busybox has none."""
+    job = pbs.run(Ask("readlink /proc/$PPID/exe\n", "busybox-1"))
+    assert job == (0, ("/bin/sh\n",), "")
+
+
+def test_memory_is_held_to_what_the_job_asked_for(pbs: Pbs) -> None:
+    script = "dd if=/dev/zero of=/dev/null bs=400M count=1 && echo survived; exit 0\n"
+    job = pbs.run(Ask(script, "busybox-1", memory=64))
+    assert "survived" not in job.output
+
+
+def test_a_program_and_its_words(pbs: Pbs) -> None:
+    words = ["a,  b", 'c"d', "e\\f", "$HOME", "p q"]
+    options = ["-l", "container=debian-12", "-o", "words.out", "-e", "words.err"]
+    ran = pbs.alice("qsub", *options, "--", "/usr/bin/printf", "<%s>", *words)
+    pbs.wait(Submission(ran.stdout.strip(), ran.stderr, "words"))
+    assert pbs.alice("cat", "words.out").stdout == "".join(f"<{word}>" for word in words)
+
+
+def test_a_variable_names_a_container_and_the_option_counts_before_it(pbs: Pbs) -> None:
+    variables = (("HPCWRAP_CONTAINER", "debian-12"),)
+    script = "cat /etc/demo-image\n"
+    jobs = [
+        pbs.submit(Ask(script, variables=variables)),
+        pbs.submit(Ask(script, "busybox-1", on_line=True, variables=variables)),
+    ]
+    assert [pbs.wait(job).output.strip() for job in jobs] == ["debian-12", "busybox-1"]
+
+
+def test_the_servers_own_default_of_a_queue(pbs: Pbs) -> None:
+    default = "queue workq resources_default.container"
+    pbs.root("ctl", "qmgr", "-c", f"set {default}=busybox-1")
+    try:
+        job = pbs.run(Ask("cat /etc/demo-image\n"))
+    finally:
+        pbs.root("ctl", "qmgr", "-c", f"unset {default}")
+    assert job.output.strip() == "busybox-1"
+
+
+def test_qalter_asks_the_same_questions(pbs: Pbs) -> None:
+    held = pbs.alice(
+        "qsub", "-h", "-o", "held.out", "-e", "held.err", stdin="cat /etc/demo-image\n"
+    )
+    job = held.stdout.strip()
+    wrong = pbs.alice("qalter", "-l", "container=debain-12", job)
+    assert "there is no environment 'debain-12' (did you mean debian-12?)" in wrong.stderr
+    assert pbs.alice("qalter", "-l", "container=busybox-1", job).code == 0
+    pbs.alice("qrls", job)
+    ended = pbs.wait(Submission(job, "", "held"))
+    assert ended.output.strip() == "busybox-1"
+
+
+def test_an_unfit_node_goes_offline_with_the_reason_and_the_job_runs_elsewhere(pbs: Pbs) -> None:
+    """Nobody can write below /run/hpcwrap: no container at all can be made there."""
+    pbs.need("cluster", "exec", "n1", "mount", "--bind", "/run/hpcwrap", "/run/hpcwrap")
+    pbs.need("cluster", "exec", "n1", "mount", "-o", "remount,bind,ro", "/run/hpcwrap")
+    try:
+        job = pbs.run(Ask(f"{INSIDE}\n", "busybox-1"))
+        node = pbs.root("ctl", "pbsnodes", "n1").stdout
+    finally:
+        pbs.root("n1", "umount", "/run/hpcwrap")
+        pbs.root("ctl", "pbsnodes", "-C", "", "-r", "n1")
+    assert job.output == "n2\n"
+    assert re.search(r"state = .*offline", node)
+    assert re.search(r"comment = hpcwrap: cannot .* /run/hpcwrap", node)
+
+
+def test_what_a_mom_does_not_know_is_dropped_when_it_starts(pbs: Pbs) -> None:
+    """It was killed, with a job; PBS runs the job again, and something else is left of another."""
+    script = "uname -n; sleep 3; echo done\n"
+    submission = pbs.submit(Ask(script, "busybox-1"))
+    place = f"/run/hpcwrap/jobs/pbs-{submission.id}"
+    assert pbs.eventually(lambda: pbs.root("n1", "ls", f"{place}/entry").code == 0)
+    pbs.root("n1", "sh", "-c", f"kill -9 $(cat {LOCK}); mkdir /run/hpcwrap/jobs/pbs-99999.ctl")
+    pbs.root("n1", INIT, "start")
+    assert pbs.wait(submission).output == "n1\nn1\ndone\n"
+    assert pbs.eventually(lambda: not pbs.leftovers("n1"))
+
+
+def test_setup_finds_what_is_wrong_and_mends_it(pbs: Pbs) -> None:
+    pbs.tell_scheduler()
+    check = ("hpcwrap", "setup", "pbs", "--check")
+    assert pbs.root("ctl", *check).code == 0
+    assert pbs.root("n1", *check).code == 0
+    pbs.root("ctl", "qmgr", "-c", "set hook hpcwrap_enter enabled=false")
+    pbs.root("ctl", "qmgr", "-c", "delete hook hpcwrap_epilog")
+    ran = pbs.root("ctl", *check)
+    assert ran.code == 3
+    assert re.search(r"wrong +hook +hpcwrap_enter +enabled", ran.stdout)
+    assert re.search(r"missing +hook +hpcwrap_epilog", ran.stdout)
+    told = pbs.root("ctl", "hpcwrap", "setup", "pbs").stdout
+    assert "the hook hpcwrap_enter is up to date now" in told
+    assert "the hook hpcwrap_prolog is as it was" in told
+    assert pbs.root("ctl", *check).code == 0
