@@ -8,7 +8,7 @@
 _shtab_hpcwrap_image_subparsers=(refresh gc verify export import)
 _shtab_hpcwrap_env_subparsers=(list show)
 _shtab_hpcwrap_cdi_subparsers=(list show check generate)
-_shtab_hpcwrap_subparsers=(run pull images image rm env plan cdi config setup sweep timing)
+_shtab_hpcwrap_subparsers=(run pull images image rm env plan cdi config setup status sweep timing)
 
 _shtab_hpcwrap_run_option_strings=(-h --help --user --env --memory --swap --cpus --cpuset --pids --hugetlb --gpus --device)
 _shtab_hpcwrap_pull_option_strings=(-h --help --if-missing --quiet -q --json)
@@ -31,6 +31,7 @@ _shtab_hpcwrap_cdi_generate_option_strings=(-h --help --output)
 _shtab_hpcwrap_cdi_option_strings=(-h --help)
 _shtab_hpcwrap_config_option_strings=(-h --help --json --check --defaults)
 _shtab_hpcwrap_setup_option_strings=(-h --help --check --lines --table)
+_shtab_hpcwrap_status_option_strings=(-h --help --user --nodes --json --scheduler)
 _shtab_hpcwrap_sweep_option_strings=(-h --help --dry-run)
 _shtab_hpcwrap_timing_option_strings=(-h --help --json)
 _shtab_hpcwrap_option_strings=(-h --help --version --config)
@@ -39,11 +40,12 @@ _shtab_hpcwrap_option_strings=(-h --help --version --config)
 
 _shtab_hpcwrap_image_pos_0_choices=(refresh gc verify export import)
 _shtab_hpcwrap_env_pos_0_choices=(list show)
-_shtab_hpcwrap_plan___scheduler_choices=(slurm htcondor local)
+_shtab_hpcwrap_plan___scheduler_choices=(slurm gridengine htcondor pbs lsf local)
 _shtab_hpcwrap_cdi_generate_pos_0_choices=(nvidia)
 _shtab_hpcwrap_cdi_pos_0_choices=(list show check generate)
 _shtab_hpcwrap_setup_pos_0_choices=(slurm gridengine htcondor pbs lsf)
-_shtab_hpcwrap_pos_0_choices=(run pull images image rm env plan cdi config setup sweep timing)
+_shtab_hpcwrap_status___scheduler_choices=(slurm gridengine htcondor pbs lsf)
+_shtab_hpcwrap_pos_0_choices=(run pull images image rm env plan cdi config setup status sweep timing)
 
 _shtab_hpcwrap_run_pos_1_nargs=...
 _shtab_hpcwrap_run__h_nargs=0
@@ -127,6 +129,10 @@ _shtab_hpcwrap_setup__h_nargs=0
 _shtab_hpcwrap_setup___help_nargs=0
 _shtab_hpcwrap_setup___check_nargs=0
 _shtab_hpcwrap_setup___table_nargs=0
+_shtab_hpcwrap_status__h_nargs=0
+_shtab_hpcwrap_status___help_nargs=0
+_shtab_hpcwrap_status___nodes_nargs=0
+_shtab_hpcwrap_status___json_nargs=0
 _shtab_hpcwrap_sweep__h_nargs=0
 _shtab_hpcwrap_sweep___help_nargs=0
 _shtab_hpcwrap_sweep___dry_run_nargs=0

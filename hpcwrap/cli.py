@@ -29,6 +29,7 @@ VERBS = (
     Verb("cdi", "list and check the devices of this node, or write a spec for NVIDIA's GPUs"),
     Verb("config", "show every setting, its value and where it came from"),
     Verb("setup", "connect hpcwrap to a scheduler, or check that it is"),
+    Verb("status", "show jobs and nodes of the scheduler, and which containers jobs have"),
     Verb("sweep", "end what jobs left on this node that no epilog came for"),
     Verb("timing", "show where the time of a finished job's containers went"),
 )

@@ -27,6 +27,7 @@ FEATURES: Mapping[str, str] = {
     "stdin": "a job reads the file that it was given as standard input",
     "workdir": "a job begins where it was submitted",
     "variables": "a job has the variables that it was given",
+    "container in status": "`hpcwrap status` shows the container of each job",
     "signal": "the scheduler tells which signal ended a job",
 }
 

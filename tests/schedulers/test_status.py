@@ -1,0 +1,42 @@
+"""`hpcwrap status` asks any scheduler."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Dict
+
+from cluster_site import NODES
+from driver import Ask, Driver
+
+
+def status(driver: Driver) -> Dict[str, Any]:
+    """What a user is told, as data."""
+    words = ("hpcwrap", "status", "--json", "--scheduler", driver.NAME)
+    found: Dict[str, Any] = json.loads(driver.alice(*words).stdout)
+    return found
+
+
+def test_a_job_from_its_begin_to_its_end(driver: Driver) -> None:
+    mark = driver.new_name()
+    script = f"uname -n >{mark}.on; while [ -e {mark}.on ]; do sleep 0.2; done\n"
+    submission = driver.submit(Ask(script, "busybox-1"))
+    assert driver.eventually(lambda: driver.alice("cat", f"{mark}.on").stdout != "", 60)
+    node = driver.alice("cat", f"{mark}.on").stdout.strip()
+    told = status(driver)
+    number = submission.id.partition(".")[0]
+    (job,) = [each for each in told["jobs"] if each["id"].partition(".")[0] == number]
+    assert (job["user"], job["state"], job["nodes"]) == ("alice", "running", [node])
+    if "container in status" not in driver.CANNOT:
+        assert job["container"].partition("@")[0] == "busybox-1"
+    assert {each["name"]: each["state"] for each in told["nodes"]} == dict.fromkeys(NODES, "up")
+    driver.alice("rm", f"{mark}.on")
+    assert driver.wait(submission).code == 0
+    ids = [each["id"] for each in status(driver)["jobs"]]
+    assert submission.id not in ids
+
+
+def test_people_see_tables(driver: Driver) -> None:
+    words = ("hpcwrap", "status", "--scheduler", driver.NAME)
+    assert driver.alice(*words).stdout.startswith("JOB  USER  STATE")
+    lines = driver.alice(*words, "--nodes").stdout.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == list(NODES)
