@@ -31,6 +31,9 @@ SLURM_TABLE = "/var/lib/hpcwrap/slurm_table.lua"
 GRIDENGINE_TABLE = "/var/lib/hpcwrap/gridengine_table.json"
 """What Grid Engine's job filter knows of environments; written by `hpcwrap setup gridengine`."""
 
+PBS_CONF = "/etc/pbs.conf"
+"""Where PBS is; on hosts without PBS it is not there."""
+
 ENVIRONMENTS_NAME = "environments.d"
 """Directory of environments, beside the settings file."""
 

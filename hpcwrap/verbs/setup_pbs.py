@@ -10,8 +10,8 @@ import tempfile
 import time
 from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
-from hpcwrap import config, paths, run
-from hpcwrap.errors import SiteError
+from hpcwrap import config, log, paths, run
+from hpcwrap.errors import HpcwrapError, SiteError
 from hpcwrap.finding import MISSING, NOTE, WELL, WRONG, Finding
 from hpcwrap.image.store import Store
 from hpcwrap.schedulers import pbs, pbs_hooks, slurm_table
@@ -76,6 +76,21 @@ def write_table(config_file: Optional[str]) -> str:
     if not site.is_server:
         raise SiteError("cannot write the table here", "run this where pbs_server runs")
     return install_hook(site, site.hooks()[0])
+
+
+def renew_table(config_file: Optional[str]) -> None:
+    """Tell the submit hook of digests that have changed, where pbs_server runs and has the hook.
+
+    Never an error: jobs run the digests that the table had, which may be what is wanted.
+    """
+    site = load_site(config_file)
+    hook = site.hooks()[0]
+    if not site.is_server or not export(site, hook, CONFIGURATION):
+        return
+    try:
+        import_part(site, hook, CONFIGURATION, configuration_of(site, hook))
+    except HpcwrapError as error:
+        log.warn(error.sentence())
 
 
 # ---- what pbs_server is told ----
