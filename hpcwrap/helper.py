@@ -218,9 +218,11 @@ def release(caller: Caller, asked: Asked) -> Dict[str, Any]:
     _, job, _ = read_job(caller, asked)
     with one_at_a_time(job.id):
         summary = epilog.epilog(job.id)
-    if summary is not None:
-        epilog.keep(summary)
-    return {"released": summary is not None}
+    if summary is None:
+        return {"released": False}
+    epilog.keep(summary)
+    said = [summary[key] for key in ("oom", "pids", "lost_limits") if summary.get(key)]
+    return {"released": True, "said": said}
 
 
 def tidy(_caller: Caller, _asked: Asked) -> Dict[str, Any]:

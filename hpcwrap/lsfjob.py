@@ -8,7 +8,6 @@ the job's file is started.
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import sys
 from contextlib import suppress
@@ -23,6 +22,9 @@ from hpcwrap.textfile import read_text
 
 AGAIN = 1
 """PRE_EXEC's code for another try, elsewhere if LSF has another host."""
+
+PATIENCE = 20
+"""Seconds that bjobs may take."""
 
 GENERATIONS = 4
 """How far above us the process may be that LSF made for the job."""
@@ -71,20 +73,27 @@ def start(environ: Mapping[str, str]) -> int:
     """
     again = {**environ, lsf.INSIDE: lsf.job_name(environ)}
     script = ["/bin/sh", job_file(environ)]
-    directory = ask("prepare", environ)
+    directory = ask("prepare", environ)["directory"]
     become(script if directory is None else into(directory, script), again)
 
 
 def task(environ: Mapping[str, str]) -> int:
     """A command on a later host: run it in this host's container."""
     command = ["/bin/sh", "-c", sys.argv[1]]
-    directory = ask("prepare", environ)
+    directory = ask("prepare", environ)["directory"]
     become(command if directory is None else into(directory, command), environ)
 
 
 def release(environ: Mapping[str, str]) -> int:
     """POST_EXEC: drop the container of this host; a sweep finds those of the others."""
     ask("release", environ)
+    return 0
+
+
+def explain(environ: Mapping[str, str]) -> int:
+    """After the job's last command: drop the container, and tell the limits that it met."""
+    for sentence in ask("release", environ).get("said", ()):
+        log.say(sentence)
     return 0
 
 
@@ -100,14 +109,15 @@ PARTS: Dict[str, Callable[[Mapping[str, str]], int]] = {
     "task": task,
     "tidy": tidy,
     "release": release,
+    "explain": explain,
 }
 
 
 # ---- the steps ----
 
 
-def ask(what: str, environ: Mapping[str, str]) -> Optional[str]:
-    """Ask the helper; the job's directory, None for a job without a container."""
+def ask(what: str, environ: Mapping[str, str]) -> Dict[str, Any]:
+    """Ask the helper about the job; its answer."""
     message: Dict[str, Any] = {
         "do": what,
         "scheduler": "lsf",
@@ -116,8 +126,7 @@ def ask(what: str, environ: Mapping[str, str]) -> Optional[str]:
         "limits": limits(environ),
         "above": generations(environ.get("LS_JOBPID", "")),
     }
-    answer = helperclient.ask(message)
-    return answer.get("directory")
+    return helperclient.ask(message)
 
 
 def spoken(environ: Mapping[str, str]) -> Dict[str, str]:
@@ -149,15 +158,25 @@ def mounts() -> List[str]:
 def limits(environ: Mapping[str, str]) -> Dict[str, int]:
     """The job's memory limit, where LSF is to hold the whole job to it but has no cgroup for it.
 
-    sbatchd sets it as the limit of resident memory, which Linux ignores (setrlimit(2)).
+    sbatchd looks now and then and kills; the kernel has to be told by us (lsf.conf(5)).
     """
-    memory, _ = resource.getrlimit(resource.RLIMIT_RSS)
-    if memory in (resource.RLIM_INFINITY, 0) or "/lsf/" in read_text("/proc/self/cgroup"):
+    place = find_place(environ)
+    values = parse_conf(read_text(place.conf))
+    if "/lsf/" in read_text("/proc/self/cgroup") or not is_on(values, "LSB_JOB_MEMLIMIT"):
         return {}
-    values = parse_conf(read_text(find_place(environ).conf))
-    wanted = ("LSB_JOB_MEMLIMIT", "LSB_MEMLIMIT_ENFORCE")
-    whole = any(values.get(name, "").lower() in ("y", "yes") for name in wanted)
-    return {"memory": memory} if whole else {}
+    job, _, index = lsf.job_name(environ).partition(".")
+    bjobs = [f"{place.commands}/bjobs", "-l", job if index == "0" else f"{job}[{index}]"]
+    try:
+        text = run.output(bjobs, env=environ, timeout=PATIENCE).decode(errors="replace")
+    except HpcwrapError:
+        return {}
+    memory = lsf.memory_limit(text)
+    return {"memory": memory} if memory else {}
+
+
+def is_on(values: Mapping[str, str], name: str) -> bool:
+    """Whether lsf.conf says yes."""
+    return values.get(name, "").lower() in ("y", "yes")
 
 
 def generations(process: str) -> int:

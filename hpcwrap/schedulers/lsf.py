@@ -138,6 +138,23 @@ def host_slots(text: str) -> Tuple[Tuple[str, int], ...]:
     return tuple((host, int(slots)) for host, slots in pairs if slots.isdigit())
 
 
+def memory_limit(text: str) -> int:
+    r"""Find MEMLIMIT in what `bjobs -l` says of a job: bytes, 0 for none.
+
+    >>> memory_limit(" CORELIMIT MEMLIMIT\n      0 K   65536 K\n")
+    67108864
+    """
+    found = re.search(r"^[ \t]*((?:\w+LIMIT[ \t]*)+)\n(.*)", text, re.MULTILINE)
+    if not found or "MEMLIMIT" not in found.group(1).split():
+        return 0
+    values = re.findall(r"([0-9.]+) ([KMGT])\b", found.group(2))
+    column = found.group(1).split().index("MEMLIMIT")
+    if column >= len(values):
+        return 0
+    number, unit = values[column]
+    return int(float(number) * 1024 ** ("KMGT".index(unit) + 1))
+
+
 def read_gpus(environ: Mapping[str, str]) -> Optional[Gpus]:
     """Read which GPUs IBM LSF gave the job on this host; None for none."""
     if not any(name in environ for name in CALLER_VARIABLES[:3]):

@@ -12,9 +12,12 @@ add_to_queues() {
         sh "$lines" $configuration/lsb.queues
 }
 
-# As the cluster's administrator; quicker than to start all daemons again.
+# As the cluster's administrator.  mbatchd starts anew, and a command that finds it away asks again
+# only after ten seconds.
 reconfigure() {
-    on ctl setpriv --reuid=daemon --regid=daemon --clear-groups badmin reconfig >/dev/null
+    on ctl setpriv --reuid=daemon --regid=daemon --clear-groups badmin reconfig >/dev/null 2>&1
+    sleep 1
+    until on ctl timeout 1 bqueues >/dev/null 2>&1; do :; done
     restart=
 }
 
