@@ -6,8 +6,9 @@ import os
 import re
 from typing import TYPE_CHECKING, Dict, List
 
+from hpcwrap import paths
 from hpcwrap.config import Settings
-from hpcwrap.schedulers.pbs import CONFIGURATION, RESOURCE, read_installation
+from hpcwrap.schedulers.pbs import RESOURCE, read_installation
 from hpcwrap.schedulers.states import (
     DOWN,
     DRAINED,
@@ -40,7 +41,7 @@ STATES = {
 
 def is_here(_settings: Settings) -> bool:
     """There are a pbs.conf and what it names; Grid Engine has a qstat, too."""
-    there = os.path.exists(os.environ.get("PBS_CONF_FILE", CONFIGURATION))
+    there = os.path.exists(os.environ.get("PBS_CONF_FILE", paths.PBS_CONF))
     return there and os.path.exists(f"{read_installation(os.environ).programs}/bin/pbsnodes")
 
 
