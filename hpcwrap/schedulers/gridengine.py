@@ -90,12 +90,28 @@ class Spool(NamedTuple):
 
 
 def read_spool(directory: str) -> Spool:
-    """Read what execd left.  Raises SiteError."""
+    """Read what execd left.  Raises SiteError, or UserError for a job that forges lines of it."""
     return Spool(
         directory,
-        dict(read_pairs(os.path.join(directory, "config"))),
+        read_config(os.path.join(directory, "config")),
         dict(read_pairs(os.path.join(directory, "environment"))).get(VARIABLE),
     )
+
+
+def read_config(path: str) -> Dict[str, str]:
+    """Read the shepherd's configuration.
+
+    execd writes a job's paths as they are: a line feed in one makes a line of the user's, and
+    shepherds have taken job_owner from it.  No such job starts.
+    """
+    found: Dict[str, str] = {}
+    for name, value in read_pairs(path):
+        if found.setdefault(name, value) != value:
+            raise UserError(
+                f"cannot start the job: its configuration has {name} twice",
+                "leave out the line feed in a path or a name",
+            )
+    return found
 
 
 def read_pairs(path: str) -> List[Tuple[str, str]]:
@@ -249,8 +265,7 @@ def set_starter(spool: Spool, program: str) -> None:
 
     path = os.path.join(spool.directory, "config")
     status = os.stat(path)
-    pairs: Dict[str, str] = dict(read_pairs(path))
-    pairs["starter_method"] = program
+    pairs = {**read_config(path), "starter_method": program}
     text = "".join(f"{name}={value}\n" for name, value in pairs.items())
     publish(path, text.encode("utf-8", "surrogateescape"), status.st_mode & 0o777)
     os.chown(path, status.st_uid, status.st_gid)
