@@ -214,7 +214,10 @@ def make(called: Called, job: Job, request: Request, note: bytes) -> bool:
 
 
 def release(caller: Caller, asked: Asked) -> Dict[str, Any]:
-    """Drop a container of the caller's; one that is not there is fine."""
+    """Drop a container of the caller's, and tell which limits the job reached.
+
+    One that is not there is fine.
+    """
     _, job, _ = read_job(caller, asked)
     with one_at_a_time(job.id):
         summary = epilog.epilog(job.id)

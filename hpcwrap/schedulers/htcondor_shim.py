@@ -15,6 +15,7 @@ import json
 import os
 import pwd
 import re
+from contextlib import suppress
 from typing import Any, Dict, List, Mapping, NamedTuple, Sequence, Tuple
 
 from hpcwrap import __version__, helperclient, log, paths, run
@@ -96,13 +97,30 @@ def release(words: Sequence[str]) -> int:
 
     With the word `sweep`, as the startd calls it: what is left of any job.
     """
-    job = {"do": "sweep"} if list(words) == ["sweep"] else {"do": "release", **of_job(os.environ)}
     try:
-        helperclient.ask(job)
+        if list(words) == ["sweep"]:
+            helperclient.ask({"do": "sweep"})
+            return 0
+        answer = helperclient.ask({"do": "release", **of_job(os.environ)})
+        tell(answer.get("said", ()), read_ad(os.environ.get("_CONDOR_JOB_AD", "")))
     except HpcwrapError as error:
         log.say(error.sentence())
         return error.exit_code
     return 0
+
+
+def tell(sentences: Sequence[str], ad: Mapping[str, str]) -> None:
+    """Add to the job's stderr which limits it reached: nobody else tells its user.
+
+    The file is in the scratch directory until HTCondor takes it from there, or where it belongs
+    already.  We have the user's own rights.
+    """
+    file = os.path.join(ad.get("Iwd", "/"), ad.get("Err", ""))
+    for path in ("_condor_stderr", file) if sentences else ():
+        with suppress(OSError), open(path, "r+", encoding="utf-8") as stderr:
+            stderr.seek(0, os.SEEK_END)
+            stderr.writelines(f"hpcwrap: {sentence}\n" for sentence in sentences)
+            return
 
 
 def prepare_and_run(call: Call, environ: Mapping[str, str]) -> int:

@@ -60,6 +60,13 @@ BASE_CGROUP =
 START = TRUE
 RUNBENCHMARKS = False
 DISCARD_SESSION_KEYRING_ON_STARTUP = False
+# As much memory as was asked for, to the MiB.
+MODIFY_REQUEST_EXPR_REQUESTMEMORY = RequestMemory
+
+# Jobs over several nodes, of the parallel universe.
+DedicatedScheduler = "DedicatedScheduler@{controller}.hpcwrap"
+STARTD_ATTRS = $(STARTD_ATTRS) DedicatedScheduler
+RANK = Scheduler =?= $(DedicatedScheduler)
 
 # Quick turns for tests.
 NEGOTIATOR_INTERVAL = 2
