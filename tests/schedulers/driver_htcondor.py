@@ -6,7 +6,7 @@ import json
 from typing import Any, ClassVar, Dict, List
 
 from cluster_site import NODES, Ran
-from driver import Ask, Driver, Ended, Submission
+from driver import LONG, Ask, Driver, Ended, Submission
 
 HELD = 5
 ENDED = (3, 4, HELD)
@@ -102,6 +102,12 @@ class HtCondor(Driver):
         ended = super().wait(submission)
         reasons = [ad.get("HoldReason", "") for ad in self.ads(submission)]
         return ended._replace(errors="\n".join([ended.errors, *reasons]))
+
+    def add_settings(self, name: str, text: str) -> None:
+        """Not while jobs wait: a node has room for one of several nodes at a time."""
+        words = ("condor_q", "-all", "-af", "ClusterId", "-const", f"JobStatus != {HELD}")
+        assert self.eventually(lambda: not self.root("ctl", *words).stdout.strip(), LONG)
+        super().add_settings(name, text)
 
     def cancel(self, submission: Submission) -> None:
         """By condor_rm."""
