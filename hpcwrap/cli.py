@@ -30,6 +30,8 @@ VERBS = (
     Verb("config", "show every setting, its value and where it came from"),
     Verb("setup", "connect hpcwrap to a scheduler, or check that it is"),
     Verb("status", "show jobs and nodes of the scheduler, and which containers jobs have"),
+    Verb("top", "show live what container jobs use, on this node or in the cluster"),
+    Verb("doctor", "examine this node, or all nodes, for what keeps containers from working"),
     Verb("sweep", "end what jobs left on this node that no epilog came for"),
     Verb("timing", "show where the time of a finished job's containers went"),
 )

@@ -131,10 +131,22 @@ class ClusterSite:
         jobs = self.root(node, "ls", "/run/hpcwrap/jobs").stdout.split()
         mounts = self.root(node, "cat", "/proc/self/mountinfo").stdout.splitlines()
         pins = [line for line in mounts if "nsfs" in line or "squashfs" in line]
-        devices = self.root(node, "losetup", "-a").stdout.splitlines()
-        # Loop devices and cgroups are the machine's: other clusters' are none of ours.
-        own = [line for line in devices if ".sqsh" in line and self.state in line]
-        return [*jobs, *pins, *own]
+        return [*jobs, *pins, *self.loop_devices(), *self.cgroups(node)]
+
+    def loop_devices(self) -> List[str]:
+        """The machine's loop devices with images of this cluster's store, by their inode."""
+        images = Path(self.state, "shared", "hpcwrap", "store", "images").glob("*.sqsh")
+        own = {str(image.stat().st_ino) for image in images}
+        words = ("losetup", "--list", "--noheadings", "--output", "BACK-INO,NAME")
+        listed = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+        return [line for line in listed.splitlines() if line.split()[0] in own]
+
+    def cgroups(self, node: str) -> List[str]:
+        """Cgroups that hpcwrap has made for jobs of this scheduler on a node."""
+        # A name has the scheduler's in it: other clusters share the machine's tree.
+        name = f"hpcwrap-{self.scheduler}-*-{node}"
+        found = self.root(node, "find", "/sys/fs/cgroup", "-maxdepth", "4", "-name", name)
+        return found.stdout.split()
 
 
 class Clusters:

@@ -22,6 +22,7 @@ def test_a_job_from_its_begin_to_its_end(driver: Driver) -> None:
     submission = driver.submit(Ask(script, "busybox-1"))
     assert driver.eventually(lambda: driver.alice("cat", f"{mark}.on").stdout != "", 60)
     node = driver.alice("cat", f"{mark}.on").stdout.strip()
+    assert_top_shows_it(driver, node)
     told = status(driver)
     number = submission.id.partition(".")[0]
     (job,) = [each for each in told["jobs"] if each["id"].partition(".")[0] == number]
@@ -33,6 +34,27 @@ def test_a_job_from_its_begin_to_its_end(driver: Driver) -> None:
     assert driver.wait(submission).code == 0
     ids = [each["id"] for each in status(driver)["jobs"]]
     assert submission.id not in ids
+
+
+def assert_top_shows_it(driver: Driver, node: str) -> None:
+    """Root on the node sees the job's processes."""
+    jobs = json.loads(driver.root(node, "hpcwrap", "top", "--json").stdout)
+    (job,) = [each for each in jobs if each["user"] == "alice"]
+    assert job["container"].startswith("busybox-1@sha256:")
+    assert job["processes"] >= 1
+    assert job["memory"] > 0
+
+
+def test_the_doctor_finds_healthy_nodes(driver: Driver) -> None:
+    whole = driver.alice("hpcwrap", "doctor", "--cluster", "--scheduler", driver.NAME)
+    assert (whole.code, whole.stdout) == (0, "looked at 2: 2 well (--all shows them)\n")
+    for node in NODES:
+        words = ("hpcwrap", "doctor", "--json", "--scheduler", driver.NAME)
+        found = json.loads(driver.root(node, *words).stdout)
+        bad = [each for each in found if each["state"] in ("missing", "wrong")]
+        # The nodes of other clusters have the same names, and share the machine's tree of cgroups.
+        own = f"/hpcwrap-{driver.NAME}-"
+        assert [each for each in bad if each["what"] != "cgroup" or own in each["file"]] == []
 
 
 def test_people_see_tables(driver: Driver) -> None:

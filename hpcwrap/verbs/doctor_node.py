@@ -1,0 +1,255 @@
+"""What `hpcwrap doctor` looks at on one node, a function for each thing; they change nothing.
+
+CHECKS is the table.  What a repair could mend is found here, and mended by hpcwrap/sweep.py.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from contextlib import suppress
+from typing import Callable, Iterator, List, NamedTuple, Optional, Tuple
+
+from hpcwrap import config, human, paths, sweep
+from hpcwrap.container import cgroups
+from hpcwrap.errors import HpcwrapError
+from hpcwrap.finding import MISSING, NOTE, WELL, WRONG, Finding
+from hpcwrap.schedulers import states
+from hpcwrap.textfile import read_text
+from hpcwrap.verbs import setup, setup_host
+
+OLDEST = (5, 6)
+"""Linux with openat2(2)."""
+
+FILE_SYSTEMS = ("squashfs", "overlay")
+SWITCHES = (
+    ("user/max_user_namespaces", "0", "0 forbids what ranks join"),
+    ("kernel/unprivileged_userns_clone", "0", "0 forbids the scheduler's commands inside"),
+    ("kernel/apparmor_restrict_unprivileged_userns", "1", "1 forbids the commands inside"),
+)
+"""Files below /proc/sys, the value that is in the way, and of what."""
+
+FULL = 0.95
+HELPED = ("htcondor", "lsf")
+"""Schedulers whose jobs call the helper."""
+
+DEPTH = 4
+"""Levels of cgroups in which a job's can be."""
+
+
+class Node(NamedTuple):
+    """What the checks need to know: the settings, and the scheduler of this host, if any."""
+
+    config_file: Optional[str]
+    settings: config.Settings
+    scheduler: str
+
+
+Check = Callable[[Node], Iterator[Finding]]
+
+
+def load_node(config_file: Optional[str], scheduler: Optional[str]) -> Node:
+    """Find out about this host.  Raises SiteError for settings that cannot be read."""
+    settings = config.load_config(config_file).settings
+    found = scheduler or ""
+    with suppress(HpcwrapError):
+        found, _ = states.find(settings, scheduler)
+    return Node(config_file, settings, found)
+
+
+def examine(node: Node) -> Iterator[Finding]:
+    """Look at everything; what cannot be looked at is a finding, too."""
+    for check in CHECKS:
+        try:
+            yield from check(node)
+        except (HpcwrapError, OSError) as error:
+            yield Finding(check.__name__.replace("_", " "), "check", WRONG, str(error))
+
+
+# ---- the kernel ----
+
+
+def kernel(_node: Node) -> Iterator[Finding]:
+    """Its release, and what must not be forbidden."""
+    release = os.uname().release
+    numbers = tuple(int(part) for part in re.findall(r"\d+", release)[:2])
+    state = WELL if numbers >= OLDEST else WRONG
+    yield Finding("kernel", "release", state, f"{release}; {OLDEST[0]}.{OLDEST[1]} or later")
+    for name, bad, why in SWITCHES:
+        value = read_text(f"/proc/sys/{name}").strip()
+        if value == bad:
+            yield Finding("kernel", name, WRONG, f"is {value}: {why}")
+
+
+def file_systems(_node: Node) -> Iterator[Finding]:
+    """squashfs and overlay: there, or a module that the first mount loads (modules.dep(5))."""
+    there = {line.split()[-1] for line in read_text("/proc/filesystems").splitlines() if line}
+    modules = f"/lib/modules/{os.uname().release}"
+    listed = read_text(f"{modules}/modules.dep") + read_text(f"{modules}/modules.builtin")
+    for name in FILE_SYSTEMS:
+        if name in there or f"/{name}.ko" in listed:
+            yield Finding("kernel", name, WELL, "there" if name in there else "a module")
+        else:
+            yield Finding("kernel", name, MISSING, "no image can be mounted: load its module")
+
+
+def loop_devices(_node: Node) -> Iterator[Finding]:
+    """Images are on them."""
+    there = os.path.exists("/dev/loop-control")
+    detail = "there" if there else "no image can be mounted: load the module loop"
+    yield Finding("kernel", "/dev/loop-control", WELL if there else MISSING, detail)
+
+
+# ---- hpcwrap ----
+
+
+def programs(node: Node) -> Iterator[Finding]:
+    """The compiled parts."""
+    yield from setup_host.check_programs(node.scheduler or "SCHEDULER")
+
+
+def environments(node: Node) -> Iterator[Finding]:
+    """Those that a job could name and not get."""
+    loaded = config.load_config(node.config_file)
+    for name, error in loaded.problems().items():
+        yield Finding("environments.d", name, WRONG, error.sentence())
+    yield Finding("environments.d", "environments", WELL, f"{len(loaded.environments)}")
+
+
+def store(node: Node) -> Iterator[Finding]:
+    """Whether store and cache answer, and have room."""
+    for kind, path in (("store", node.settings.store), ("cache", node.settings.cache)):
+        if path:
+            yield look_at_store(kind, path)
+
+
+def look_at_store(kind: str, path: str) -> Finding:
+    """One directory of images."""
+    try:
+        os.listdir(path)
+        space = os.statvfs(path)
+    except OSError as error:
+        hint = "is it mounted? `hpcwrap pull` makes it" if kind == "store" else "made at first use"
+        return Finding(
+            kind, path, MISSING if kind == "store" else NOTE, f"{error.strerror}: {hint}"
+        )
+    free = human.format_size(space.f_bavail * space.f_frsize)
+    full = space.f_blocks and 1 - space.f_bavail / space.f_blocks > FULL
+    return Finding(kind, path, NOTE if full else WELL, f"{free} free")
+
+
+def hooks(node: Node) -> Iterator[Finding]:
+    """What `hpcwrap setup SCHEDULER --check` finds, but for what is well."""
+    if not node.scheduler or not setup.is_there(node.scheduler):
+        yield Finding("scheduler", "hooks", NOTE, "no scheduler is on this host")
+        return
+    found = setup.load(node.scheduler).check(node.config_file)
+    bad = [finding for finding in found if finding.state in (MISSING, WRONG)]
+    yield from bad
+    if not bad:
+        yield Finding(
+            node.scheduler, "hooks", WELL, f"`setup {node.scheduler} --check` finds nothing"
+        )
+
+
+def helper(node: Node) -> Iterator[Finding]:
+    """Whether the helper listens, where jobs need it."""
+    if node.scheduler not in HELPED:
+        return
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as talk:
+            talk.connect(paths.HELPER_SOCKET)
+    except OSError as error:
+        detail = f"{paths.HELPER_SOCKET}: {error.strerror}: start hpcwrap-helper.socket"
+        yield Finding("helper", "socket", MISSING, detail)
+        return
+    yield Finding("helper", "socket", WELL, paths.HELPER_SOCKET)
+
+
+# ---- leftovers ----
+
+
+def leftovers(node: Node) -> Iterator[Finding]:
+    """Jobs that nobody owns any more, and what of theirs has outlived its directory."""
+    if os.geteuid() != 0:
+        yield Finding("leftovers", "jobs", NOTE, "only root can look")
+        return
+    jobs = list_jobs()
+    swept = sweep.left_over()
+    for job in swept:
+        yield Finding(f"{paths.JOBS}/{job}", "job", WRONG, "has no owner: run `hpcwrap sweep`")
+    for job in ended_jobs(node, [job for job in jobs if job not in swept]):
+        detail = f"{node.scheduler} does not know it any more: run the epilog for it"
+        yield Finding(f"{paths.JOBS}/{job}", "job", WRONG, detail)
+    found = [*lost_pins(jobs), *lost_devices(node, jobs), *lost_cgroups(jobs)]
+    yield from found
+    if not found:
+        yield Finding("leftovers", "jobs", WELL, f"{len(jobs)} here, nothing of others")
+
+
+def list_jobs() -> List[str]:
+    """Ids of the jobs that have a directory here."""
+    with suppress(FileNotFoundError):
+        return sorted(entry.name for entry in os.scandir(paths.JOBS) if entry.is_dir())
+    return []
+
+
+def ended_jobs(node: Node, jobs: List[str]) -> List[str]:
+    """Jobs without owners that the scheduler does not know any more: Slurm's, whose id is bare."""
+    asked = [job for job in jobs if not os.path.isdir(paths.JobPaths(job).owners)]
+    if node.scheduler != "slurm" or not asked:
+        return []
+    known = {job.id for job in states.load("slurm").read_jobs(node.settings)}
+    return [job for job in asked if job.isdigit() and job not in known]
+
+
+def lost_pins(jobs: List[str]) -> Iterator[Finding]:
+    """Namespaces that are pinned for no job."""
+    for line in read_text("/proc/self/mountinfo").splitlines():
+        point = line.split()[4]
+        name = point[len(paths.JOBS) + 1 :].partition("/")[0]
+        if point.startswith(f"{paths.JOBS}/") and name not in jobs:
+            yield Finding(point, "pin", WRONG, "no job has it: umount it")
+
+
+def lost_devices(node: Node, jobs: List[str]) -> Iterator[Finding]:
+    """Loop devices of the store's images on a node without any job; the last process frees them."""
+    if jobs:
+        return
+    stores = tuple(f"{path}/" for path in (node.settings.store, node.settings.cache) if path)
+    with suppress(FileNotFoundError):
+        for name in sorted(os.listdir("/sys/block")):
+            file = read_text(f"/sys/block/{name}/loop/backing_file").strip()
+            if file.startswith(stores):
+                detail = f"{file} is mounted, but no job is here: a process may be inside still"
+                yield Finding(f"/dev/{name}", "loop device", NOTE, detail)
+
+
+def lost_cgroups(jobs: List[str]) -> Iterator[Finding]:
+    """Cgroups of this node's jobs that are not there any more."""
+    own = re.compile(rf"hpcwrap-(.+)-{re.escape(os.uname().nodename)}")
+    for hierarchy in cgroups.find_hierarchies():
+        for path in directories(hierarchy.mount, DEPTH):
+            found = own.fullmatch(os.path.basename(path))
+            if found and found.group(1) not in jobs:
+                processes = len(read_text(f"{path}/{cgroups.PROCS}").split())
+                detail = f"its job is gone; processes in it: {processes}"
+                yield Finding(path, "cgroup", WRONG, detail)
+
+
+def directories(top: str, depth: int) -> Iterator[str]:
+    """Directories below another, so many levels deep."""
+    with suppress(OSError):
+        for entry in os.scandir(top):
+            if entry.is_dir(follow_symlinks=False):
+                yield entry.path
+                if depth > 1:
+                    yield from directories(entry.path, depth - 1)
+
+
+CHECKS: Tuple[Check, ...] = (
+    *(kernel, file_systems, loop_devices, programs, environments),
+    *(store, hooks, helper, leftovers),
+)
+"""In the order in which one would look."""
