@@ -23,7 +23,7 @@ class Slurm(Driver):
     UNKNOWN = r"hpcwrap: there is no environment 'debain-12' \(did you mean debian-12\?\)"
     FORBIDDEN = r"hpcwrap: alice may not use the environment bobs"
     CANNOT: ClassVar[Mapping[str, str]] = {
-        "memory": "the tests' nodes share one tree of cgroups; tests/vm has Slurm with its own",
+        "memory": "task/cgroup does it, which the nodes of this suite have not; tests/vm has",
     }
 
     def prepare(self) -> None:
