@@ -19,8 +19,8 @@ from hpcwrap.schedulers import states
 from hpcwrap.textfile import read_text
 from hpcwrap.verbs import setup, setup_host
 
-OLDEST = (5, 6)
-"""Linux with openat2(2)."""
+OLDEST = (5, 12)
+"""Linux with mount_setattr(2), as docs/admins.md has it."""
 
 FILE_SYSTEMS = ("squashfs", "overlay")
 SWITCHES = (
