@@ -60,15 +60,20 @@ COMMANDS = (
 """LSF's commands that jobs call."""
 
 TELL = """\
-{ "$0" -m "$1" -- "$2" --tell "$3" 2>&1 >&3 3>&- | while IFS= read -r line; do
+{ "$0" -m "$1" -- "$2" --tell "$3" 2>&1 >&3 3>&- | {
+while IFS= read -r line; do
 case $line in
 "hpcwrap-code-$LSB_JOBID "*) exit "${line##* }" ;;
 *) printf '%s\\n' "$line" >&2 ;;
 esac
-done; } 3>&1
-code=$?
+done
+exit 255
+}; } 3>&1
 """
-"""lsrun of volclava ends with 0 whatever its task did: the task tells its code on stderr, last."""
+"""lsrun of volclava ends with 0 whatever its task did: the task tells its code on stderr, last.
+
+One that told none has not run; 255 is what ssh ends with then.
+"""
 
 
 def read_prolog(_environ: Mapping[str, str]) -> Tuple[Job, Request]:
@@ -184,6 +189,5 @@ def launcher(settings: Settings, environ: Mapping[str, str]) -> Optional[Launche
     if directory and os.access(f"{directory}/blaunch", os.X_OK):
         return Launcher((f"{directory}/blaunch", "%h", task, "%c"), hosts)
     if directory and os.access(f"{directory}/lsrun", os.X_OK):
-        script = TELL + 'exit "$code"\n'
-        return Launcher(("/bin/sh", "-c", script, f"{directory}/lsrun", "%h", task, "%c"), hosts)
+        return Launcher(("/bin/sh", "-c", TELL, f"{directory}/lsrun", "%h", task, "%c"), hosts)
     return None

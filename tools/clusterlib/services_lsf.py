@@ -14,7 +14,7 @@ from clusterlib.layout import CONTROLLER, USER_PATH, Cluster, Share, address
 from clusterlib.processes import run_in, start_in, wait_until
 from clusterlib.services import JOBS_PATIENCE_S, PATIENCE_S, on_each
 
-INSTALLATION = os.environ.get("HPCWRAP_TEST_LSF", "")
+INSTALLATION = os.environ.get("HPCWRAP_TEST_LSF", "/opt/volclava")
 TITLE = "LSF"
 ROLES = ("mbatchd", "lim, res and sbatchd")
 EXAMPLE = "bsub -K -o /dev/stdout hostname"
@@ -101,9 +101,11 @@ End UserGroup
 
 
 def lower_root() -> str:
-    """The machine's own packages.  Raises ToolError when it is not said where LSF is."""
-    if not INSTALLATION:
-        raise ToolError("cannot run LSF: set HPCWRAP_TEST_LSF to an installation of volclava")
+    """The machine's own packages.  Raises ToolError where there is no LSF."""
+    if not os.path.isdir(INSTALLATION):
+        raise ToolError(
+            f"cannot run LSF: there is no {INSTALLATION}: set HPCWRAP_TEST_LSF to an installation"
+        )
     return "/"
 
 
