@@ -11,7 +11,7 @@ import os
 import signal
 from typing import Dict, Iterable, List, NoReturn, Optional, Sequence
 
-from hpcwrap import log, paths, record, run, schedulers
+from hpcwrap import log, owners, paths, record, run, schedulers
 from hpcwrap.environment import parse_rlimit
 from hpcwrap.errors import HpcwrapError, SiteError
 from hpcwrap.job import Job, User
@@ -115,9 +115,13 @@ def main(scheduler: str) -> int:
 
 
 def adopt(place: paths.JobPaths, process: int) -> None:
-    """Give a process the limits of the job, as a whole and of each process.  Raises SiteError."""
-    made = record.read_record(place)
-    join_limits(place, process)
+    """Give a process the limits of the job, as a whole and of each process.
+
+    A prolog that is still at work is waited for.  Raises HpcwrapError.
+    """
+    with owners.turn(place):
+        made = record.read_record(place)
+        join_limits(place, process)
     set_rlimits(made.rlimits if made else (), process)
 
 

@@ -41,6 +41,7 @@ ID = re.compile(r"[0-9]{1,18}(\[[0-9]{1,9}\])?\.[A-Za-z0-9][A-Za-z0-9._-]{0,254}
 SIZE = re.compile(r"([0-9]{1,18})([kmgtp]?)[bw]?", re.ASCII | re.IGNORECASE)
 UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50}
 
+CONFIGURATION = paths.PBS_CONF
 CGROUPS = ("/sys/fs/cgroup/*/*/jobid", "/sys/fs/cgroup/*/jobid")
 """Where pbs_cgroups has a directory for each job, on nodes of version 1 and 2."""
 

@@ -19,7 +19,10 @@ RESOURCE_FLAG = "m"
 """Without it pbs_mom, and so every hook on a node, does not hear of the resource."""
 
 SPARE_S = 120
-"""What a prolog may take beside a pull before PBS ends it."""
+"""What may come beside a pull before PBS ends who waits for it."""
+
+SWEEP_S = 600
+"""How often a node looks for what jobs left."""
 
 
 class Hook(NamedTuple):
@@ -39,27 +42,28 @@ def hooks(pull_timeout: int) -> Sequence[Hook]:
     """
     return (
         make_hook("submit", "queuejob,modifyjob", order=900, alarm=30),
+        make_hook("prolog", "execjob_begin", order=200, alarm=60, fail_action="offline_vnodes"),
+        make_hook("enter", "execjob_launch", order=900, alarm=pull_timeout + SPARE_S),
         make_hook(
-            "prolog",
-            "execjob_begin",
-            order=200,
-            alarm=pull_timeout + SPARE_S,
-            fail_action="offline_vnodes",
+            "epilog",
+            "execjob_end,execjob_abort,exechost_startup,exechost_periodic",
+            order=50,
+            alarm=60,
+            freq=str(SWEEP_S),
         ),
-        make_hook("enter", "execjob_launch", order=900, alarm=60),
-        make_hook("epilog", "execjob_end,execjob_abort,exechost_startup", order=50, alarm=60),
     )
 
 
-def make_hook(stage: str, event: str, *, order: int, alarm: int, fail_action: str = "none") -> Hook:
+def make_hook(stage: str, event: str, *, order: int, alarm: int, **more: str) -> Hook:
     """Describe a hook that runs as root."""
     attributes = {
         "event": event,
         "order": str(order),
         "alarm": str(alarm),
-        "fail_action": fail_action,
         "user": "pbsadmin",
         "enabled": "true",
+        "fail_action": "none",
+        **more,
     }
     return Hook(f"hpcwrap_{stage}", stage, attributes)
 

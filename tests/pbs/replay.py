@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).parents[2]
 RECORDINGS = Path(__file__).parent / "recordings"
 EVENTS = (
     *("QUEUEJOB", "MODIFYJOB", "EXECJOB_BEGIN", "EXECJOB_LAUNCH", "EXECJOB_END", "EXECJOB_ABORT"),
-    "EXECHOST_STARTUP",
+    *("EXECHOST_STARTUP", "EXECHOST_PERIODIC"),
 )
 LISTS = ("Resource_List", "Variable_List")
 

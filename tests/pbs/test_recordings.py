@@ -155,6 +155,12 @@ def called(config: Path) -> tuple[list[str], Dict[str, str]]:
     return words, {name: variables[name] for name in variables if name not in ("PWD", "_", "SHLVL")}
 
 
+@pytest.fixture(autouse=True)
+def as_pbs_mom(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one variable of pbs_mom's that a hook looks at."""
+    monkeypatch.setenv("PBS_CONF_FILE", "/etc/pbs.conf")
+
+
 def begin(name: str, config: Path) -> tuple[Event, Any]:
     event = replay(load(name), "prolog", config)
     words, variables = called(config)
