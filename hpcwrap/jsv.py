@@ -94,32 +94,35 @@ def answer(submission: Submission, reader: Reader) -> List[str]:
 def decide(submission: Submission, reader: Reader) -> List[str]:
     """The changes of a job.  Raises HpcwrapError for one that is refused."""
     asked = find_request(submission)
-    # The variable is ours alone: with -V it may be another job's, which this one was submitted by.
-    forget = [f"ENV DEL {VARIABLE}"] if VARIABLE in submission.variables else []
     if asked is None:
         check_default(submission, reader)
-        return forget
+        return []
     table = reader.read()
     check(asked, submission, table)
     text = pinned(asked, table)
     context = [item for item in submission.items("ac") if item.partition("=")[0] != CONTEXT]
+    verb = "MOD" if VARIABLE in submission.variables else "ADD"
     return [
-        *forget,
-        f"ENV ADD {VARIABLE} {text}",
+        f"ENV {verb} {VARIABLE} {text}",
         f"PARAM l_hard {','.join(others(submission))}".rstrip(),
         f"PARAM ac {','.join([*context, f'{CONTEXT}={text}'])}",
     ]
 
 
 def find_request(submission: Submission) -> Optional[Request]:
-    """What `-l container=` says; None without it.  Raises UserError for a soft request."""
+    """What `-l container=` says, or the variable of a client's filter; None without any.
+
+    The variable is not lost on the way: starters take it out of the environment of jobs, so that
+    `qsub -V` in a job does not bring it along.  Raises UserError for a soft request.
+    """
     if any(item.partition("=")[0] == COMPLEX for item in submission.items("l_soft")):
         raise UserError(f"cannot take {OPTION} as a soft request", "say it before -soft")
     for item in submission.items("l_hard"):
         name, _, value = item.partition("=")
         if name == COMPLEX:
             return make_request(harmless(value), OPTION)
-    return None
+    carried = submission.variables.get(VARIABLE)
+    return make_request(harmless(carried), OPTION) if carried else None
 
 
 def others(submission: Submission) -> List[str]:

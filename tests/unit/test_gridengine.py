@@ -1,0 +1,224 @@
+"""Grid Engine's files and its filter, on recordings of a real 8.1.9 (Debian 12)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Dict, List, Optional
+
+import pytest
+
+from hpcwrap import jsv
+from hpcwrap.config import Config, Settings
+from hpcwrap.environment import Environment
+from hpcwrap.errors import SiteError, UserError
+from hpcwrap.job import NO_LIMITS
+from hpcwrap.schedulers import gridengine, gridengine_table
+from hpcwrap.verbs import setup_gridengine
+
+DIGEST = "sha256:" + 64 * "0"
+CONFIG = {
+    "add_grp_id": "65401",
+    "stdout_path": "/home/alice",
+    "stderr_path": "/home/alice",
+    "merge_stderr": "0",
+    "tmpdir": "/tmp/8.1.all.q",
+    "h_vmem": "300M",
+    "h_vmem_is_consumable_job": "0",
+    "h_rss": "INFINITY",
+    "script_file": "QRSH",
+    "job_owner": "root",
+    "cwd": "/home/alice",
+    "starter_method": "NONE",
+    "pe": "mpi",
+    "host_slots": "2",
+    "queue": "all.q",
+    "job_name": "env",
+    "job_id": "8",
+    "ja_task_id": "0",
+    "acct_project": "none",
+}
+
+
+def spool(tmp_path: Path, more: str = "", variables: str = "", **changes: str) -> gridengine.Spool:
+    """A shepherd's directory, as execd leaves it."""
+    directory = tmp_path / "active_jobs" / "8.1"
+    directory.mkdir(parents=True, exist_ok=True)
+    lines = "".join(f"{name}={value}\n" for name, value in {**CONFIG, **changes}.items())
+    (directory / "config").write_text(lines + more)
+    (directory / "environment").write_bytes(b"A=B\nQRSH_COMMAND=env\xffX=1\n" + variables.encode())
+    (directory / "pe_hostfile").write_text("n1 2 all.q@n1 UNDEFINED\nn2 2 all.q@n2 UNDEFINED\n")
+    return gridengine.read_spool(str(directory))
+
+
+def test_the_job_of_a_shepherd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = spool(tmp_path, variables="HPCWRAP_REQUEST=debian-12\n", acct_project="physics")
+    monkeypatch.chdir(made.directory)
+    job, request = gridengine.read_prolog({"HPCWRAP_SHEPHERD": "17"})
+    assert (job.id, job.user.name, job.workdir, job.nodes) == (
+        "gridengine-8-0",
+        "root",
+        "/home/alice",
+        2,
+    )
+    assert job.places == (("queue", "all.q"), ("project", "physics"))
+    assert job.owners == (17,)
+    assert job.limits.memory == 600 << 20
+    assert (request.container, request.origin) == ("debian-12", "-l container")
+
+
+def test_a_line_of_the_users_is_no_configuration(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="job_owner twice"):
+        spool(tmp_path, cwd="/home/alice/x\njob_owner=bob")
+    with pytest.raises(UserError, match="queue twice"):
+        spool(tmp_path, stdout_path="/home/alice/x\nqueue=none")
+    # execd itself writes this one twice.
+    twice = "pe_task_id=1.n2\npe_task_id=1.n2\n"
+    assert spool(tmp_path, twice).is_task
+
+
+@pytest.mark.parametrize("number", ["", "..", "8/../9", "8 ", "٣", "-1"])
+def test_only_numbers_name_a_directory(tmp_path: Path, number: str) -> None:
+    with pytest.raises(SiteError, match="job_id"):
+        _ = spool(tmp_path, job_id=number).job_id
+
+
+@pytest.mark.parametrize(
+    ("changes", "memory"),
+    [
+        ({"h_vmem": "INFINITY"}, None),
+        ({"h_vmem": "1G", "host_slots": "1"}, 1 << 30),
+        ({"h_vmem": "1g", "host_slots": "1"}, 10**9),
+        ({"h_vmem": "300M", "h_vmem_is_consumable_job": "1"}, 300 << 20),
+        ({"h_vmem": "300M", "h_rss": "100M"}, 200 << 20),
+        ({"h_vmem": "4096", "host_slots": "junk"}, 4096),
+    ],
+)
+def test_memory(changes: Dict[str, str], memory: Optional[int]) -> None:
+    limits = gridengine.read_limits({**CONFIG, **changes})
+    assert limits == NO_LIMITS._replace(memory=memory)
+
+
+@pytest.mark.parametrize(
+    ("changes", "path"),
+    [
+        ({}, "{}/env.e8"),
+        ({"ja_task_id": "3"}, "{}/env.e8.3"),
+        ({"merge_stderr": "1"}, "{}/env.o8"),
+        ({"stderr_path": "/home/alice/file"}, "/home/alice/file"),
+        ({"stderr_path": "/dev/null"}, ""),
+    ],
+)
+def test_where_the_errors_of_a_job_go(tmp_path: Path, changes: Dict[str, str], path: str) -> None:
+    at = str(tmp_path)
+    made = spool(tmp_path, **{"stdout_path": at, "stderr_path": at, **changes})
+    assert gridengine.output(made) == path.format(at)
+
+
+def test_the_starter_takes_the_place_of_the_queues(tmp_path: Path) -> None:
+    made = spool(tmp_path)
+    gridengine.set_starter(made, "/opt/hpcwrap/libexec/hpcwrap/hpcwrap-starter")
+    changed = gridengine.read_spool(made.directory).config
+    starter = changed["starter_method"]
+    assert starter == "/opt/hpcwrap/libexec/hpcwrap/hpcwrap-starter"
+    assert {**changed, "starter_method": "NONE"} == made.config
+
+
+# ---- the filter ----
+
+
+def environment(name: str, *users: str) -> Environment:
+    return Environment(name, "", "", (), (), None, users, (), "")
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> gridengine_table.Reader:
+    """A table with an environment for everyone, one for nobody here, and a broken one."""
+    known = [environment("debian-12"), environment("bobs", "bob")]
+    settings = Settings()._replace(
+        allow_none=False, defaults={"gridengine": {"queue": {"long.q": "bobs"}, "project": {}}}
+    )
+    made = Config(
+        path="x",
+        settings=settings,
+        environments={each.name: each for each in known},
+        broken={"odd": SiteError("it is odd")},
+        origins={},
+        environment_origins={},
+        partial={},
+    )
+    path = tmp_path / "table.json"
+    path.write_text(gridengine_table.render(made, {"debian-12": DIGEST}, 0.0))
+    return gridengine_table.Reader(str(path))
+
+
+def answer(reader: gridengine_table.Reader, *lines: str) -> List[str]:
+    """The filter's answer to lines of the protocol."""
+    said = iter([f"{line}\n" for line in ("START", "PARAM USER root", *lines, "BEGIN")])
+    (submission,) = jsv.submissions(said)  # type: ignore[arg-type]
+    return jsv.answer(submission, reader)
+
+
+def test_the_request_becomes_a_variable(reader: gridengine_table.Reader) -> None:
+    lines = ("PARAM l_hard h_vmem=1G,container=debian-12,mem_free=2G", "PARAM ac k=v,hpcwrap=old")
+    assert answer(reader, *lines) == [
+        f"ENV ADD HPCWRAP_REQUEST debian-12@{DIGEST}",
+        "PARAM l_hard h_vmem=1G,mem_free=2G",
+        f"PARAM ac k=v,hpcwrap=debian-12@{DIGEST}",
+        "RESULT STATE CORRECT",
+    ]
+
+
+def test_what_a_clients_filter_has_done_is_not_lost(reader: gridengine_table.Reader) -> None:
+    variable = "ENV ADD HPCWRAP_REQUEST debian-12"
+    assert answer(reader, variable)[0] == f"ENV MOD HPCWRAP_REQUEST debian-12@{DIGEST}"
+
+
+def test_a_job_without_a_container_is_as_it_was(reader: gridengine_table.Reader) -> None:
+    assert answer(reader, "PARAM l_hard h_vmem=1G") == ["RESULT STATE ACCEPT"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "why"),
+    [
+        (["PARAM l_hard container=debain-12"], "did you mean debian-12"),
+        (["PARAM l_hard container=bobs"], "root may not use the environment bobs"),
+        (["PARAM l_hard container=odd"], "its description has a mistake"),
+        (["PARAM l_hard container=none"], "this site does not allow it"),
+        (["PARAM l_hard container="], "there is no environment"),
+        (["PARAM l_hard container=/home/x.sqsh"], "this site allows its environments only"),
+        (["PARAM l_soft container=debian-12"], "as a soft request"),
+        (["PARAM l_hard container=debian-12", "PARAM CMDNAME NONE"], "cannot log in"),
+        (["PARAM q_hard long.q@n1"], "root may not use the environment bobs"),
+        (["ENV ADD HPCWRAP_REQUEST bobs"], "root may not use the environment bobs"),
+    ],
+)
+def test_what_is_refused(reader: gridengine_table.Reader, lines: List[str], why: str) -> None:
+    (line,) = answer(reader, *lines)
+    assert line.startswith("RESULT STATE REJECT hpcwrap: ")
+    assert why in line
+
+
+def test_without_a_table_only_containers_are_refused(tmp_path: Path) -> None:
+    reader = gridengine_table.Reader(str(tmp_path / "none.json"))
+    assert answer(reader, "PARAM q_hard long.q") == ["RESULT STATE ACCEPT"]
+    (line,) = answer(reader, "PARAM l_hard container=debian-12")
+    assert "hpcwrap setup gridengine --table" in line
+
+
+def test_a_new_table_is_read(reader: gridengine_table.Reader) -> None:
+    assert "debian-12" in reader.read().environments
+    path = Path(reader.path)
+    new = path.with_suffix(".new")
+    new.write_text(path.read_text().replace("debian-12", "debian-13"))
+    new.rename(path)
+    assert "debian-13" in reader.read().environments
+
+
+# ---- qconf ----
+
+
+def test_the_attribute_of_the_complex() -> None:
+    lines = "#name shortcut type relop requestable consumable default urgency\n"
+    assert setup_gridengine.has_attribute(lines + setup_gridengine.ATTRIBUTE)
+    assert not setup_gridengine.has_attribute(lines + "container ctr BOOL == YES NO 0 0\n")
+    assert not setup_gridengine.has_attribute(lines + "container ctr RESTRING == NO NO NONE 0\n")
