@@ -8,6 +8,7 @@ configuration=/var/lib/lsf/conf
 add_to_queues() {
     lines=$(on ctl "${prefix:?}/bin/hpcwrap" setup lsf --lines lsb.queues)
     [ -n "$lines" ] || return 0
+    # shellcheck disable=SC2016 # for the shell over there
     on ctl sh -c 'awk -v lines="$1" "/^End Queue/ { print lines } { print }" "$2" >"$2.new" && mv "$2.new" "$2"' \
         sh "$lines" $configuration/lsb.queues
 }
@@ -18,6 +19,7 @@ reconfigure() {
     on ctl setpriv --reuid=daemon --regid=daemon --clear-groups badmin reconfig >/dev/null 2>&1
     sleep 1
     until on ctl timeout 1 bqueues >/dev/null 2>&1; do :; done
+    # shellcheck disable=SC2034 # tools/site reads it
     restart=
 }
 
