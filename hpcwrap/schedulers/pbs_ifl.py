@@ -1,6 +1,7 @@
 """PBS's own library, libpbs, by ctypes: pbs_connect(3B), pbs_statjob(3B) and their like.
 
-Structures are those of pbs_ifl.h; tests/pbs compares them with the header by the compiler.  Strings that the library gives are read as UTF-8 with surrogates.
+Structures are those of pbs_ifl.h; tests/pbs compares them with the header by the
+compiler.  Strings that the library gives are read as UTF-8 with surrogates.
 """
 
 from __future__ import annotations
