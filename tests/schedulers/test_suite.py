@@ -8,7 +8,7 @@ from typing import Dict, List, NamedTuple
 
 import pytest
 from cluster_site import NODES
-from driver import Ask, Batch, Driver, Ended, Submission
+from driver import Ask, Batch, Driver, Ended
 
 OUTSIDE = "/home/alice/ran-outside"
 WRONG = f"echo outside >>{OUTSIDE}\n"
@@ -159,17 +159,6 @@ def test_a_container_that_the_node_cannot_make(jobs: Batch, name: str, why: str)
     assert any(why in sentence for sentence in said)
 
 
-def test_settings_that_cannot_be_read(driver: Driver) -> None:
-    """Nobody can tell then whether a default applies."""
-    driver.add_settings("broken", "nonsense: 1\n")
-    try:
-        submission = driver.submit(Ask(WRONG, "busybox-1"))
-        said = driver.wait(submission).said if submission.id else submission.said
-    finally:
-        driver.remove_settings("broken")
-    assert "broken.yaml:1" in said
-
-
 # ---- what is inside ----
 
 
@@ -270,10 +259,33 @@ def assert_nothing_is_left(driver: Driver) -> None:
         )
 
 
-def test_after_all_this_the_next_job_runs(driver: Driver, jobs: Batch) -> None:
+@pytest.fixture
+def quiet(driver: Driver, jobs: Batch) -> None:
+    """No job of the suite is left: what a test breaks now breaks its own job only."""
+    submissions = [jobs.submission(name) for name in every_job(driver)]
+    assert driver.eventually(lambda: all(map(driver.has_ended, submissions)), 90)
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [("nonsense: 1\n", "broken.yaml:1"), ("store: /proc/gone\n", "/proc/gone")],
+    ids=["unreadable", "no store"],
+)
+def test_settings_of_the_site_that_are_wrong(driver: Driver, settings: str, why: str) -> None:
+    """The job fails and says why: nothing of it runs, and the next test finds all in service."""
+    driver.add_settings("broken", settings)
+    try:
+        submission = driver.submit(Ask(WRONG, "busybox-1"))
+        said = driver.wait(submission).said if submission.id else submission.said
+    finally:
+        driver.remove_settings("broken")
+    assert why in said
+
+
+@pytest.mark.usefixtures("quiet")
+def test_after_all_this_the_next_job_runs(driver: Driver) -> None:
     """Nothing ran outside, every node and queue is in service, and nothing is left."""
-    ended: Dict[str, Submission] = {name: jobs.submission(name) for name in every_job(driver)}
-    assert driver.eventually(lambda: all(map(driver.has_ended, ended.values())), 90)
     assert driver.alice("ls", OUTSIDE).code != 0, "a job ran although its container was not there"
     assert driver.eventually(lambda: driver.trouble() == "", 30), driver.trouble()
     after = driver.run(Ask(f"{LOOK}\n", "busybox-1", on_line=True))
