@@ -20,6 +20,7 @@ NAMED = "(Container ?: ContainerImage ?: DockerImage ?: SingularityImage)"
 """What a job named, by whichever command of the submit description."""
 
 FILES = r'"[.](sif|sqsh|squashfs|tar|tar[.]gz)$"'
+IS_FILE = f"({NAMED} isnt undefined && regexp({FILES}, {NAMED}))"
 IS_IMAGE = 'regexp("[/:]", Container)'
 
 
@@ -75,10 +76,10 @@ def make_rules(config: Config, members: Mapping[str, Optional[Sequence[str]]]) -
     hint = make_hint(sorted(config.environments))
     if not config.settings.user_images:
         reason = (
-            'strcat("hpcwrap: cannot use ", Container, ": it is a path or an image, and this site '
+            f'strcat("hpcwrap: cannot use ", {NAMED}, ": it is a path or an image, and this site '
             'allows its environments only (see `hpcwrap env list`)")'
         )
-        yield Rule("HpcwrapImages", f"{none} || ! {IS_IMAGE}", reason)
+        yield Rule("HpcwrapImages", f"! {IS_FILE} && ({none} || ! {IS_IMAGE})", reason)
     yield Rule(
         "HpcwrapKnown",
         f"{none} || {IS_IMAGE} || stringListMember(Container, {quote(','.join(names))})",

@@ -43,7 +43,7 @@ OF_APPTAINER = re.compile(r"(APPTAINER|SINGULARITY)_(CACHEDIR|TEMPDIR|TMPDIR)")
 FILES = (".sif", ".sqsh", ".squashfs", ".tar", ".tar.gz")
 """How the names of files end that may be images; a name that does is no environment's."""
 
-IMAGE_ATTRIBUTES = ("Container", "ContainerImage", "DockerImage", "SingularityImage")
+IMAGE_ATTRIBUTES = ("container", "containerimage", "dockerimage", "singularityimage")
 IN_A_CGROUP = re.compile(r":[^:]*/condor_[^/]*@", re.MULTILINE)
 """How the starter names the cgroup of a slot (cgroup path in /proc/PID/cgroup)."""
 
@@ -115,7 +115,7 @@ def tell(sentences: Sequence[str], ad: Mapping[str, str]) -> None:
     The file is in the scratch directory until HTCondor takes it from there, or where it belongs
     already.  We have the user's own rights.
     """
-    file = os.path.join(ad.get("Iwd", "/"), ad.get("Err", ""))
+    file = os.path.join(ad.get("iwd", "/"), ad.get("err", ""))
     for path in ("_condor_stderr", file) if sentences else ():
         with suppress(OSError), open(path, "r+", encoding="utf-8") as stderr:
             stderr.seek(0, os.SEEK_END)
@@ -205,7 +205,7 @@ def of_job(environ: Mapping[str, str]) -> Dict[str, Any]:
     """Which job it is, and what it was given."""
     ad = read_ad(environ.get("_CONDOR_JOB_AD", ""))
     variables = {
-        htcondor.JOB: f"{ad.get('ClusterId', '')}.{ad.get('ProcId', '')}",
+        htcondor.JOB: f"{ad.get('clusterid', '')}.{ad.get('procid', '')}",
         htcondor.SLOT: environ.get("_CONDOR_SLOT", ""),
     }
     given = {name: environ[name] for name in htcondor.CALLER_VARIABLES if name in environ}
@@ -213,15 +213,18 @@ def of_job(environ: Mapping[str, str]) -> Dict[str, Any]:
 
 
 def read_ad(path: str) -> Dict[str, str]:
-    """The plain attributes of a job's or machine's ad, one a line; strings without their quotes."""
+    """The plain attributes of a job's or machine's ad, one a line; strings without their quotes.
+
+    Their names are in small letters: to HTCondor Container and container are the same.
+    """
     pairs = re.findall(r"^(\w+) = (.*)$", read_text(path), re.MULTILINE) if path else []
-    return {name: re.sub(r'^"(.*)"$', r"\1", value) for name, value in pairs}
+    return {name.lower(): re.sub(r'^"(.*)"$', r"\1", value) for name, value in pairs}
 
 
 def asked_image(image: str, directory: str, ad: Mapping[str, str]) -> str:
     """What the user, or the site, wrote: the starter puts the job's directory before it.
 
-    >>> asked_image("/home/a/debian-12", "/home/a", {"ContainerImage": "debian-12"})
+    >>> asked_image("/home/a/debian-12", "/home/a", {"containerimage": "debian-12"})
     'debian-12'
     """
     written = [ad[name] for name in IMAGE_ATTRIBUTES if ad.get(name)]
@@ -259,7 +262,7 @@ def limits(environ: Mapping[str, str]) -> Dict[str, int]:
     """The slot's memory, where the starter has no cgroup to hold the job to it."""
     if IN_A_CGROUP.search(read_text("/proc/self/cgroup")):
         return {}
-    memory = read_ad(environ.get("_CONDOR_MACHINE_AD", "")).get("Memory", "")
+    memory = read_ad(environ.get("_CONDOR_MACHINE_AD", "")).get("memory", "")
     return {"memory": int(memory) << 20} if memory.isdigit() and int(memory) else {}
 
 

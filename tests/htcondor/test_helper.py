@@ -162,7 +162,7 @@ def test_root_needs_no_helper(pool: HtCondor) -> None:
 @pytest.mark.parametrize(
     ("line", "why"),
     [
-        ("/root /mine", "Permission denied"),
+        ("/root/.bashrc /mine", "Permission denied"),
         ("/shared/leads-to-roots /mine", "Permission denied"),
         ("/proc/1/root /mine", "ermission denied|Too many levels"),
         ("/home/alice /proc", "hpcwrap needs it"),
@@ -174,7 +174,7 @@ def test_root_needs_no_helper(pool: HtCondor) -> None:
     ],
 )
 def test_mounts_are_the_users_own(pool: HtCondor, line: str, why: str) -> None:
-    pool.root("ctl", "ln", "-sfn", "/root", "/shared/leads-to-roots")
+    pool.root("ctl", "ln", "-sfn", "/root/.bashrc", "/shared/leads-to-roots")
     answer = ask(pool, "alice", message(mounts=[line]))
     assert any(each in answer["error"] for each in why.split("|")), answer
 
