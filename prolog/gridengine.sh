@@ -1,9 +1,8 @@
 #!/bin/sh -p
 # shepherd_cmd of sge_conf(5): makes the job's container on this node, then becomes the shepherd.
-# execd starts it in the shepherd's directory as root in real and the admin user in effect, which the
-# shepherd needs (-p keeps it so), without any of the user's variables.
+# It is root in real and the admin user in effect, as the shepherd has to be (-p keeps it so), in the
+# shepherd's directory, without any of the user's variables.
 set -u
-
 prefix=${0%/share/hpcwrap/*}
 unfit=4
 app_error=30
@@ -24,9 +23,14 @@ as_root() {
 execd=$(as_root /usr/bin/readlink "/proc/$PPID/exe") || refuse $app_error "cannot find sge_execd"
 export HPCWRAP_PROGRAMS="${execd%/*}" HPCWRAP_SHEPHERD=$$
 
+# TSTP is how execd has a shepherd kill its job (execd_signal_queue.c); there is none yet to do so.
+deleted=
+trap 'deleted=yes' TSTP
 as_root "$prefix/bin/python3" -I -c 'from hpcwrap.hook import main; main("shepherd", "gridengine")' \
     </dev/null >hpcwrap.log 2>&1
 code=$?
+trap - TSTP
+[ -z "$deleted" ] || refuse $app_error "the job was deleted while its container was made"
 reason=$(/usr/bin/tail -n 1 hpcwrap.log)
 reason=${reason#hpcwrap: }
 case $code in
