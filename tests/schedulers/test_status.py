@@ -59,6 +59,7 @@ def test_the_doctor_finds_healthy_nodes(driver: Driver) -> None:
 
 def test_people_see_tables(driver: Driver) -> None:
     words = ("hpcwrap", "status", "--scheduler", driver.NAME)
-    assert driver.alice(*words).stdout.startswith("JOB  USER  STATE")
+    headings = driver.alice(*words).stdout.splitlines()[0]
+    assert headings.split()[:4] == ["JOB", "USER", "STATE", "CONTAINER"]
     lines = driver.alice(*words, "--nodes").stdout.splitlines()
     assert [line.split()[0] for line in lines[1:]] == list(NODES)
