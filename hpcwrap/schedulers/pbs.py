@@ -41,7 +41,6 @@ ID = re.compile(r"[0-9]{1,18}(\[[0-9]{1,9}\])?\.[A-Za-z0-9][A-Za-z0-9._-]{0,254}
 SIZE = re.compile(r"([0-9]{1,18})([kmgtp]?)[bw]?", re.ASCII | re.IGNORECASE)
 UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50}
 
-CONFIGURATION = paths.PBS_CONF
 CGROUPS = ("/sys/fs/cgroup/*/*/jobid", "/sys/fs/cgroup/*/jobid")
 """Where pbs_cgroups has a directory for each job, on nodes of version 1 and 2."""
 
@@ -221,7 +220,7 @@ def launcher(_settings: Settings, environ: Mapping[str, str]) -> Optional[Launch
 
 def read_installation(environ: Mapping[str, str]) -> Installation:
     """Read pbs.conf, lines of NAME=VALUE; the defaults of PBS's packages where it says nothing."""
-    text = read_text(environ.get("PBS_CONF_FILE", paths.PBS_CONF))
+    text = read_text(environ.get("PBS_CONF_FILE") or paths.PBS_CONF)
     found = dict(re.findall(r"^[ \t]*(PBS_\w+)=[ \t]*(\S*)", text, re.MULTILINE))
     return Installation(
         programs=found.get("PBS_EXEC", "/opt/pbs"),

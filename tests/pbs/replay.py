@@ -74,13 +74,17 @@ def load(name: str) -> Dict[str, Any]:
 
 
 def replay(recording: Dict[str, Any], stage: str, config: Path) -> Event:
-    """Run the hook of a stage for an event; the event, with what the hook has made of it."""
+    """Run the hook of a stage for an event; the event, with what the hook has made of it.
+
+    The jobs' directory is `jobs`, beside the configuration.
+    """
     event = Event(recording)
     source = REPOSITORY / stage / "pbs.py"
+    text = source.read_text().replace("/run/hpcwrap/jobs", str(config.parent / "jobs"))
     before = sys.modules.get("pbs")
     sys.modules["pbs"] = make_module(event, recording, config)
     try:
-        exec(compile(source.read_text(), source, "exec"), {"__name__": "hook"})
+        exec(compile(text, source, "exec"), {"__name__": "hook"})
     except SystemExit:
         pass
     finally:

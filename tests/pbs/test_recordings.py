@@ -155,12 +155,6 @@ def called(config: Path) -> tuple[list[str], Dict[str, str]]:
     return words, {name: variables[name] for name in variables if name not in ("PWD", "_", "SHLVL")}
 
 
-@pytest.fixture(autouse=True)
-def as_pbs_mom(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one variable of pbs_mom's that a hook looks at."""
-    monkeypatch.setenv("PBS_CONF_FILE", "/etc/pbs.conf")
-
-
 def begin(name: str, config: Path) -> tuple[Event, Any]:
     event = replay(load(name), "prolog", config)
     words, variables = called(config)
@@ -194,6 +188,15 @@ def test_a_job_of_a_queue_with_a_default_of_ours(installation: Installation) -> 
     assert (job.places, request.container) == ((("queue", "containers"),), None)
 
 
+def test_after_a_prolog_that_failed_nothing_of_the_job_starts(installation: Installation) -> None:
+    config = installation(3, "hpcwrap: no")
+    event = replay(load("execjob_begin-first"), "prolog", config)
+    assert event.rejected is None
+    assert list((config.parent / "jobs/pbs-33.ctl").iterdir()), "a sweep drops what is empty"
+    launched = replay(load("execjob_launch-host") | {"job": {"id": "33.ctl"}}, "enter", config)
+    assert launched.rejected == "hpcwrap: no"
+
+
 def test_an_unfit_node_goes_offline_and_the_job_elsewhere(installation: Installation) -> None:
     config = installation(4, "hpcwrap: cannot make a loop device")
     event = replay(load("execjob_begin-sister"), "prolog", config)
@@ -218,7 +221,7 @@ def test_a_program_starts_inside(
     event = replay(load(recording), "enter", config)
     job = event.job.id
     assert event.progname == "/opt/hpcwrap/libexec/enter"
-    assert event.argv == ["hpcwrap-enter", f"/run/hpcwrap/jobs/pbs-{job}", "--", *command]
+    assert event.argv == ["hpcwrap-enter", f"{config.parent}/jobs/pbs-{job}", "--", *command]
     words, variables = called(config)
     assert words == ["-I", "-c", f"{RUN}('enter', 'pbs')"]
     assert variables == {"PBS_JOBID": job, "HPCWRAP_PROCESS": str(os.getppid())}
@@ -245,3 +248,53 @@ def test_a_process_without_its_limits_does_not_start(installation: Installation)
     config = installation(3, "hpcwrap: cannot move the job into its cgroup")
     event = replay(load("execjob_launch-task"), "enter", config)
     assert event.rejected == "hpcwrap: cannot move the job into its cgroup"
+
+
+# ---- the end ----
+
+
+def ended(config: Path) -> set[str]:
+    """The jobs that the epilog was called for; `installation` notes the last, so one at a time."""
+    noted = config.parent / "variables"
+    return {called(config)[1]["PBS_JOBID"]} if noted.exists() else set()
+
+
+def make_job(config: Path, job: str) -> Path:
+    place = config.parent / "jobs" / f"pbs-{job}"
+    place.mkdir(parents=True)
+    return place
+
+
+def test_a_jobs_end(installation: Installation) -> None:
+    config = installation()
+    event = replay(load("execjob_end-sister"), "epilog", config)
+    assert ended(config) == set(), "a job without a container costs no process"
+    make_job(config, event.job.id)
+    replay(load("execjob_end-sister"), "epilog", config)
+    assert ended(config) == {event.job.id}
+
+
+def test_a_mom_that_starts_drops_what_it_does_not_know(installation: Installation) -> None:
+    config = installation()
+    jobs = config.parent / "mom_priv" / "jobs"
+    jobs.mkdir(parents=True)
+    (jobs / "1.ctl.JB").touch()
+    make_job(config, "1.ctl")
+    (config.parent / "jobs" / "run-7-99").mkdir()
+    replay(load("exechost_startup"), "epilog", config)
+    assert ended(config) == set()
+    make_job(config, "2[1].ctl")
+    replay(load("exechost_startup"), "epilog", config)
+    assert ended(config) == {"2[1].ctl"}
+
+
+def test_a_sweep_leaves_a_job_that_is_just_beginning(installation: Installation) -> None:
+    config = installation()
+    (config.parent / "mom_priv" / "jobs").mkdir(parents=True)
+    place = make_job(config, "3.ctl")
+    periodic = load("exechost_startup") | {"event": "exechost_periodic"}
+    replay(periodic, "epilog", config)
+    assert ended(config) == set()
+    os.utime(place, (1, 1))
+    replay(periodic, "epilog", config)
+    assert ended(config) == {"3.ctl"}
