@@ -44,7 +44,7 @@ COMMANDS = (
 )
 """Grid Engine's commands that jobs call."""
 
-LAUNCH = ("-inherit", "-nostdin", "-V", "%h", "%c")
+LAUNCH = ("-inherit", "-V", "%h", "%c")
 """qrsh(1): a task of the parallel job on another of its nodes."""
 
 LOGINS = ("QLOGIN", "QRLOGIN")
