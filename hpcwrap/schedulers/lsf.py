@@ -59,8 +59,19 @@ COMMANDS = (
 )
 """LSF's commands that jobs call."""
 
+MPI = (
+    ("OMPI_MCA_orte_default_dash_host", "{hosts}"),
+    ("OMPI_MCA_orte_leave_session_attached", "1"),
+    ("PRTE_MCA_prte_default_dash_host", "{hosts}"),
+    ("PRTE_MCA_prte_leave_session_attached", "1"),
+    ("HYDRA_RMK", "lsf"),
+)
+"""For an MPI that was built without LSF's library: the job's hosts and their slots, which MPICH's
+can read itself.  Its daemons must not leave the session that they were started in: their container
+is dropped when the command that LSF started there has ended."""
+
 TELL = """\
-{ "$0" -m "$1" -- "$2" --tell "$3" 2>&1 >&3 3>&- | {
+{ LSF_INTERACTIVE_STDERR=y "$0" -m "$1" -- "$2" --tell "$3" 2>&1 >&3 3>&- | {
 while IFS= read -r line; do
 case $line in
 "hpcwrap-code-$LSB_JOBID "*) exit "${line##* }" ;;
@@ -72,7 +83,8 @@ exit 255
 """
 """lsrun of volclava ends with 0 whatever its task did: the task tells its code on stderr, last.
 
-One that told none has not run; 255 is what ssh ends with then.
+One that told none has not run; 255 is what ssh ends with then.  Without the variable lsrun would
+put both streams into one (lsf.conf(5)).
 """
 
 
@@ -184,10 +196,14 @@ def commands(settings: Settings) -> Optional[Commands]:
 def launcher(settings: Settings, environ: Mapping[str, str]) -> Optional[Launcher]:
     """Say how a command gets to another host of the job: blaunch where there is one, else lsrun."""
     directory = settings.lsf_commands
-    hosts = tuple(host for host, _ in host_slots(environ.get("LSB_MCPU_HOSTS", "")))
+    slots = host_slots(environ.get("LSB_MCPU_HOSTS", ""))
+    hosts = tuple(host for host, _ in slots)
+    listed = ",".join(f"{host}:{number}" for host, number in slots)
+    defaults = tuple((name, value.format(hosts=listed)) for name, value in MPI) if slots else ()
     task = paths.data("enter", "lsf-task.sh")
     if directory and os.access(f"{directory}/blaunch", os.X_OK):
-        return Launcher((f"{directory}/blaunch", "%h", task, "%c"), hosts)
+        return Launcher((f"{directory}/blaunch", "%h", task, "%c"), hosts, defaults=defaults)
     if directory and os.access(f"{directory}/lsrun", os.X_OK):
-        return Launcher(("/bin/sh", "-c", TELL, f"{directory}/lsrun", "%h", task, "%c"), hosts)
+        words = ("/bin/sh", "-c", TELL, f"{directory}/lsrun", "%h", task, "%c")
+        return Launcher(words, hosts, defaults=defaults)
     return None

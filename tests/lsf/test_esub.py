@@ -82,8 +82,8 @@ def test_who_asks_for_nothing_is_left_alone(
         (
             "modified",
             (
-                "cannot change the container of a job to debian-12: bmod cannot change its environment "
-                "(submit it again)"
+                "cannot change the container of a job to debian-12: "
+                "bmod cannot change its environment (submit it again)"
             ),
         ),
     ],

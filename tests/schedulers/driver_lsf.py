@@ -1,9 +1,9 @@
-"""The suite in LSF's words; the real one is volclava, whose mpirun is told the hosts."""
+"""The suite in LSF's words; the real one is volclava."""
 
 from __future__ import annotations
 
 import re
-from typing import List
+from typing import ClassVar, Dict, List
 
 from cluster_site import Ran
 from driver import Ask, Driver, Submission
@@ -20,6 +20,9 @@ class Lsf(Driver):
         r"\(did you mean debian-12\?\)"
     )
     FORBIDDEN = r"hpcwrap: alice may not use the environment bobs"
+    CANNOT: ClassVar[Dict[str, str]] = {
+        "container in status": "bjobs tells nobody what a job has in its environment"
+    }
 
     def submit(self, ask: Ask) -> Submission:
         """By bsub, the script on its standard input."""
@@ -69,8 +72,7 @@ class Lsf(Driver):
         if not found:
             return 0
         code, signal = (int(text or 0) for text in found.groups())
-        signal = signal or max(0, code - 128)
-        return -signal or code
+        return -signal or (128 - code if 128 < code < 128 + 65 else code)
 
     def cancel(self, submission: Submission) -> None:
         """By bkill."""
@@ -87,8 +89,8 @@ class Lsf(Driver):
         return f"set -- $LSB_MCPU_HOSTS\n{launch}\n"
 
     def mpirun(self, program: str) -> str:
-        """Open MPI's, which does not know volclava: it is told the hosts and their slots."""
-        return f"set -- $LSB_MCPU_HOSTS\nmpirun --host $1:$2,$3:$4 {program}\n"
+        """Open MPI's, which does not know volclava: hpcwrap tells it the hosts and their slots."""
+        return f"mpirun {program}\n"
 
     def go_round(self, script: str) -> Submission:
         """The user's LSB_ESUB_METHOD goes before the site's."""
