@@ -17,7 +17,7 @@ from hpcwrap.request import NONE
 from hpcwrap.schedulers import lsf_files
 from hpcwrap.schedulers.lsf_files import CONF, QUEUES, Place
 from hpcwrap.textfile import read_text
-from hpcwrap.verbs import setup_host
+from hpcwrap.verbs import setup_helper, setup_host
 
 FILES = lsf_files.FILES
 AFTERWARDS = "have LSF read them, by `badmin reconfig`"
@@ -46,11 +46,12 @@ def load_site(config_file: Optional[str]) -> Site:
 
 
 def install(config_file: Optional[str]) -> Iterator[str]:
-    """Build the C parts, install the settings, make the store, write the esubs.
+    """Build the C parts, install the settings, have the helper listen, write the esubs.
 
     Yields a line for each step.  Raises HpcwrapError.
     """
     yield from setup_host.prepare(config_file)
+    yield setup_helper.install()
     yield write_table(config_file)
 
 
@@ -155,7 +156,7 @@ def check(config_file: Optional[str]) -> List[Finding]:
     values = lsf_files.parse_conf(read_text(site.place.conf))
     return [
         *setup_host.check_programs("lsf"),
-        check_helper(),
+        setup_helper.check(),
         *check_flavour(site.place),
         *lsf_files.check_conf(values, site.place),
         *lsf_files.check_queues(lsf_files.read_queues(site.place), site.place),
@@ -163,15 +164,6 @@ def check(config_file: Optional[str]) -> List[Finding]:
         *lsf_files.check_links(site.methods, site.place),
         check_commands(site),
     ]
-
-
-def check_helper() -> Finding:
-    """Look for the helper's socket."""
-    path = paths.HELPER_SOCKET
-    if os.path.exists(path):
-        return Finding("helper", "hpcwrap-helper.socket", WELL, path)
-    detail = f"{path}: start hpcwrap-helper.socket on each host that runs jobs"
-    return Finding("helper", "hpcwrap-helper.socket", MISSING, detail)
 
 
 def check_flavour(place: Place) -> List[Finding]:

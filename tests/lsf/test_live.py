@@ -202,5 +202,7 @@ def test_without_a_helper_a_job_waits_and_nothing_runs_outside(lsf: Lsf, jobs: J
 def test_the_check_of_the_site_is_well(lsf: Lsf) -> None:
     for node in ("ctl", *NODES):
         ran = lsf.root(node, "hpcwrap", "setup", "lsf", "--check")
-        lines = [line for line in ran.stdout.splitlines() if "helper" not in line]
+        lines = ran.stdout.splitlines()
+        if node == "ctl":  # It runs no jobs.
+            lines = [line for line in lines if "helper" not in line]
         assert not [line for line in lines if line.startswith(("missing", "wrong"))]
