@@ -31,5 +31,8 @@ if done.returncode:
 
 program, words = str(event.progname), [str(word) for word in event.argv]
 command = [program, *words[1:]] if words else ["/bin/sh", "-c", SHELL, program]
-event.progname = settings["enter"]
-event.argv = ["hpcwrap-enter", place, "--", *command]
+command = [settings["enter"], place, "--", *command]
+if str(event.env.get("PBS_TASKNUM")) == "1" and os.path.exists(place + "/cgroups"):
+    command = [settings["tell"], *command]
+event.progname = command[0]
+event.argv = command

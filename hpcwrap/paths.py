@@ -123,6 +123,11 @@ def starter_program() -> str:
     return _built("libexec/hpcwrap/hpcwrap-starter", "hpcwrap-starter")
 
 
+def tell_program() -> str:
+    """The compiled program that tells a job of its memory limit, native/hpcwrap-tell."""
+    return _built("libexec/hpcwrap/hpcwrap-tell", "hpcwrap-tell")
+
+
 def wait_program() -> str:
     """The compiled program that waits for a process to end, native/hpcwrap-wait."""
     return _built("libexec/hpcwrap/hpcwrap-wait", "hpcwrap-wait")

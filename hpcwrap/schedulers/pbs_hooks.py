@@ -87,9 +87,10 @@ def differing(hook: Hook, found: Mapping[str, str]) -> List[str]:
 # ---- configurations of the hooks ----
 
 
-def node_config(prefix: str, enter_program: str) -> str:
+def node_config(prefix: str, enter_program: str, tell_program: str) -> str:
     """What the hooks on nodes have to know: where this installation is."""
-    return _json({"version": VERSION, "prefix": prefix, "enter": enter_program})
+    programs = {"enter": enter_program, "tell": tell_program}
+    return _json({"version": VERSION, "prefix": prefix, **programs})
 
 
 def table(config: Config, digests: Digests, now: float) -> str:

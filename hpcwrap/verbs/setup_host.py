@@ -16,6 +16,7 @@ PROGRAMS: Mapping[str, Callable[[], str]] = {
     "hpcwrap-host": paths.host_program,
     "hpcwrap-launch": paths.launch_program,
     "hpcwrap-starter": paths.starter_program,
+    "hpcwrap-tell": paths.tell_program,
     "hpcwrap-wait": paths.wait_program,
 }
 """What native/Makefile calls a program, and where it is installed."""

@@ -152,7 +152,7 @@ def configuration_of(site: Site, hook: Hook) -> str:
     """The configuration of a hook."""
     if hook.stage == "submit":
         return render_table(site)
-    return pbs_hooks.node_config(paths.prefix(), paths.enter_program())
+    return pbs_hooks.node_config(paths.prefix(), paths.enter_program(), paths.tell_program())
 
 
 def render_table(site: Site) -> str:

@@ -54,6 +54,7 @@ class Event:
         self.job_o = Thing(recording.get("job_o", {}))
         self.progname = recording.get("progname")
         self.argv: List[str] = recording.get("argv", [])
+        self.env: Dict[str, str] = recording.get("env") or {}
         self.vnode_list = {name: Thing(each) for name, each in recording.get("vnodes", {}).items()}
         self.rejected: Optional[str] = None
 

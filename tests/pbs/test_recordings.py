@@ -141,7 +141,7 @@ def installation(tmp_path: Path) -> Installation:
         )
         python.chmod(0o755)
         config = tmp_path / "config.json"
-        config.write_text(pbs_hooks.node_config(str(tmp_path), "/opt/hpcwrap/libexec/enter"))
+        config.write_text(pbs_hooks.node_config(str(tmp_path), "/opt/enter", "/opt/tell"))
         return config
 
     return make
@@ -220,8 +220,8 @@ def test_a_program_starts_inside(
     config = installation()
     event = replay(load(recording), "enter", config)
     job = event.job.id
-    assert event.progname == "/opt/hpcwrap/libexec/enter"
-    assert event.argv == ["hpcwrap-enter", f"{config.parent}/jobs/pbs-{job}", "--", *command]
+    assert event.progname == "/opt/enter"
+    assert event.argv == ["/opt/enter", f"{config.parent}/jobs/pbs-{job}", "--", *command]
     words, variables = called(config)
     assert words == ["-I", "-c", f"{RUN}('enter', 'pbs')"]
     assert variables == {"PBS_JOBID": job, "HPCWRAP_PROCESS": str(os.getppid())}
@@ -237,6 +237,17 @@ def test_a_shell_is_one_of_the_images(
     argv = replay(load(recording), "enter", installation()).argv
     assert argv[2:5] == ["--", "/bin/sh", "-c"]
     assert argv[6:] == [shell]
+
+
+def test_the_first_process_of_a_job_with_limits_tells_of_them(installation: Installation) -> None:
+    config = installation()
+    place = make_job(config, "33.ctl")
+    (place / "cgroups").touch()
+    script = replay(load("execjob_launch-script"), "enter", config)
+    assert script.progname == "/opt/tell"
+    assert script.argv[:4] == ["/opt/tell", "/opt/enter", str(place), "--"]
+    task = replay(load("execjob_launch-task"), "enter", config)
+    assert task.progname == "/opt/enter"
 
 
 def test_a_job_without_a_container_is_left_alone(tmp_path: Path) -> None:

@@ -26,7 +26,6 @@ class Pbs(Driver):
     FORBIDDEN = r"qsub: hpcwrap: alice may not use the environment bobs: it is for named users"
     CANNOT: ClassVar[Dict[str, str]] = {
         "stdin": "qsub has no option for a batch job's standard input",
-        "memory": "the kernel ends the process that asked for more; PBS has nowhere to tell why",
         "workdir": "PBS starts jobs in the home directory; scripts go to $PBS_O_WORKDIR",
     }
 
