@@ -59,12 +59,12 @@ def install(config_file: Optional[str]) -> Iterator[str]:
             yield install_hook(site, hook)
 
 
-def where(_config_file: Optional[str], file: str) -> str:
+def where(config_file: Optional[str], file: str) -> str:  # noqa: ARG001
     """No file of PBS's has lines of ours."""
     return file
 
 
-def lines(_config_file: Optional[str], _file: str) -> str:
+def lines(config_file: Optional[str], file: str) -> str:  # noqa: ARG001
     """No file of PBS's has lines of ours."""
     return ""
 
