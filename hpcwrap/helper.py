@@ -23,8 +23,9 @@ from hpcwrap.container.namespaces import locked
 from hpcwrap.environment import Mount, parse_mount, target_key
 from hpcwrap.errors import HpcwrapError, SiteError, UserError
 from hpcwrap.helperclient import LONGEST
-from hpcwrap.job import Job, Limits, User, find_user
+from hpcwrap.job import NO_LIMITS, Job, Limits, User, find_user
 from hpcwrap.request import Request
+from hpcwrap.textfile import read_text
 
 PATIENCE = 10
 """Seconds in which the caller must have sent its message."""
@@ -182,6 +183,9 @@ def prepare(caller: Caller, asked: Asked) -> Dict[str, Any]:
     """Make the container, or find it made; null for a job without one."""
     adapter, job, request = read_job(caller, asked)
     job = job._replace(owners=(find_owner(caller, asked.above),))
+    confined = is_confined(caller)
+    if confined:
+        job = job._replace(limits=NO_LIMITS)
     called = Called(adapter, read_mounts(asked.mounts))
     show_variables(adapter, asked.variables)
     note = json.dumps([request, asked.mounts, job.workdir, job.places]).encode()
@@ -192,7 +196,8 @@ def prepare(caller: Caller, asked: Asked) -> Dict[str, Any]:
             check_number(caller.user)
             if not make(called, job, request, note):
                 return {"directory": None}
-    join_limits(place, caller)
+    if not confined:
+        join_limits(place, caller)
     return {"directory": place.directory}
 
 
@@ -274,14 +279,35 @@ def lower(site: Limits, asked: Limits) -> Limits:
 
 
 def find_owner(caller: Caller, above: int) -> int:
-    """The process whose life is the container's; never init, which outlives everything."""
+    """The process whose life is the container's: at most the first above that is not the user's.
+
+    That is the scheduler's for the job; those above it outlive the job.
+    """
     process = caller.process
     for _ in range(above):
-        parent = parent_of(process)
-        if parent <= 1:
+        if not is_own(process, caller):
             break
-        process = parent
-    return process
+        process = parent_of(process)
+    return process if process > 1 else caller.process
+
+
+def is_confined(caller: Caller) -> bool:
+    """Whether somebody holds the caller in a cgroup: it is not that of who started the job.
+
+    To be moved to one of ours would be a way out of it.
+    """
+    process = caller.process
+    while process > 1 and is_own(process, caller):
+        process = parent_of(process)
+    texts = [read_text(f"/proc/{each}/cgroup") for each in (caller.process, process)]
+    return texts[0] != texts[1] or not texts[0]
+
+
+def is_own(process: int, caller: Caller) -> bool:
+    """Whether a process is the caller's user's."""
+    with suppress(OSError):
+        return os.stat(f"/proc/{process}").st_uid == caller.user.uid
+    return False
 
 
 def parent_of(process: int) -> int:

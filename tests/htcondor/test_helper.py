@@ -47,10 +47,14 @@ def nothing_left(pool: HtCondor) -> Iterator[None]:
 
 
 def words(user: str, *command: str) -> List[str]:
-    """Words for `tools/cluster exec`: a command of a user's on the node."""
+    """Words for `tools/cluster exec`: a command of a user's on the node, under a process of root's.
+
+    As under a scheduler's; without the shell its parent would be outside of the node.
+    """
+    under = ["sh", "-c", '"$@"; exit $?', "sh"]
     number = str(UIDS[user])
     identity = ["--reuid", number, "--regid", number, "--init-groups"]
-    return ["exec", NODE, "setpriv", *identity, *command]
+    return ["exec", NODE, *under, "setpriv", *identity, *command]
 
 
 def send(pool: HtCondor, user: str, verb: str, text: str) -> Dict[str, Any]:
@@ -198,6 +202,29 @@ def test_limits_are_for_the_caller_and_what_it_starts(pool: HtCondor) -> None:
         assert all(name in path for path in paths)
         assert all(pool.root(NODE, "cat", f"{path}/cgroup.procs").stdout.strip() for path in paths)
     assert "limit memory" in ask(pool, "alice", message(limits={"memory": -1}))["error"]
+
+
+def test_limits_are_no_way_out_of_a_cgroup(pool: HtCondor) -> None:
+    """A process that somebody has put into a cgroup stays there, whatever it asks for."""
+    made = pool.root(NODE, "sh", "-c", CONFINE)
+    before, answer, after = made.stdout.splitlines()
+    assert "confine" in before
+    assert json.loads(answer)["directory"]
+    assert after == before
+
+
+CONFINE = f"""\
+cgroup=$(findmnt -t cgroup2 -n -o TARGET | head -n 1)/confine-$$
+mkdir $cgroup && trap 'sleep 0.2; rmdir $cgroup' EXIT
+(
+    echo 0 >$cgroup/cgroup.procs
+    setpriv --reuid 2001 --regid 2001 --init-groups sh -c '
+        grep ^0:: /proc/self/cgroup
+        python3 {CLIENT} ask "$1"
+        grep ^0:: /proc/self/cgroup
+    ' x '{json.dumps({**message(), "limits": {"memory": 1 << 40}})}'
+)
+"""
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.05, 0.1, 0.15, 0.2, 0.3])

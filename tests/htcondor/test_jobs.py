@@ -15,6 +15,7 @@ pytestmark = pytest.mark.htcondor
 
 LOOK = 'echo "image=$(cat /etc/demo-image 2>/dev/null) in=${HPCWRAP_CONTAINER%@*}"\n'
 TRANSFER = ("should_transfer_files = yes", "when_to_transfer_output = on_exit")
+MANY = 32
 LIBEXEC = "/usr/libexec/condor"
 
 
@@ -25,13 +26,15 @@ class Jobs:
         self.pool = pool
         self.ids: Dict[str, str] = {}
 
-    def submit(self, name: str, script: str, *lines: str) -> str:
+    def submit(self, name: str, script: str, *lines: str, number: int = 1) -> str:
         """Submit a job by its lines; what condor_submit says, nothing when all is well."""
         path = f"/home/alice/only-{name}"
         write = f"rm -f {path}.*; cat >{path}.sh; chmod 755 {path}.sh"
         self.pool.alice("sh", "-c", write, stdin=f"#!/bin/sh\n{script}")
         own = [f"executable = {path}.sh", f"output = {path}.out", f"error = {path}.err"]
-        text = "\n".join([*own, f"log = {path}.log", "request_memory = 64", *lines, "queue"])
+        text = "\n".join(
+            [*own, f"log = {path}.log", "request_memory = 64", *lines, f"queue {number}"]
+        )
         ran = self.pool.alice("condor_submit", "-terse", "-", stdin=text + "\n")
         self.ids[name] = ran.stdout.partition(".")[0].strip() if ran.code == 0 else ""
         return "" if ran.code == 0 else ran.stderr
@@ -125,6 +128,25 @@ def test_chirp_works_inside(jobs: Jobs) -> None:
 def test_variables_are_the_jobs_and_harm_nobody(jobs: Jobs) -> None:
     expected = "/no/such|/no/such|a b||/home/alice|/tmp\n0\n"
     assert jobs.output("variables") == expected
+
+
+def test_many_jobs_at_once_on_a_node(pool: HtCondor) -> None:
+    """32 slots of n1 have containers at the same time, and none of them when they end."""
+    script = f"echo >only-many.$1; until test -e only-many.go; do sleep 0.2; done; {LOOK}"
+    lines = ("container = busybox-1", "arguments = $(Process)", "request_memory = 64")
+    node = 'requirements = TARGET.Machine == "n1.hpcwrap"'
+    jobs = Jobs(pool)
+    jobs.submit("many", script, *lines, node, "output = only-many.out.$(Process)", number=MANY)
+    begun = ("sh", "-c", "ls only-many.[0-9]* | wc -l")
+    assert pool.eventually(lambda: int(pool.alice(*begun).stdout or 0) == MANY, LONG)
+    mark = f"htcondor-{jobs.ids['many']}."
+    assert (
+        len([name for name in leftovers(pool, jobs.ids["many"]) if name.startswith(mark)]) == MANY
+    )
+    pool.alice("touch", "only-many.go")
+    assert pool.eventually(lambda: not leftovers(pool, jobs.ids["many"]), LONG)
+    told = pool.alice("sh", "-c", "cat only-many.out.*").stdout.splitlines()
+    assert told == ["image=busybox-1 in=busybox-1"] * MANY
 
 
 # ---- what is refused, and what is held ----

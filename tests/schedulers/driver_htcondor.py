@@ -12,8 +12,8 @@ HELD = 5
 ENDED = (3, 4, HELD)
 """JobStatus of jobs that were removed, completed or held."""
 
-MORE_THAN_HALF = 5
-"""Cores of a node that has eight: no two such jobs fit one."""
+MORE_THAN_HALF = 21
+"""Cores of a node that has 40: no two such jobs fit one."""
 
 
 class HtCondor(Driver):

@@ -34,7 +34,7 @@ OWN_DIRECTORIES = (
     *("/var/spool/condor", "/var/log/condor"),
 )
 
-# The nodes share one machine: each offers eight cores, so that a job of eight ranks fits one.
+# The nodes share one machine: each offers many cores, so that 32 jobs fit one at a time.
 # Without cgroups: their tree belongs to the machine.
 POOL = """\
 # A bare pool: no hpcwrap yet.  Edit, then run `tools/cluster restart`.
@@ -54,8 +54,8 @@ ALLOW_ADVERTISE_STARTD = condor@*, root@*, condor_pool@*
 ALLOW_ADVERTISE_SCHEDD = condor@*, root@*, condor_pool@*
 LOCAL_CONFIG_FILE = {node_configuration}
 SEC_PASSWORD_DIRECTORY = /etc/condor/passwords.d
-NUM_CPUS = 8
-MEMORY = 8000
+NUM_CPUS = 40
+MEMORY = 16000
 BASE_CGROUP =
 START = TRUE
 RUNBENCHMARKS = False
