@@ -91,5 +91,5 @@ def is_shared(place: paths.JobPaths, process: int) -> bool:
 
 def listener(spool: Spool) -> watch.Listener:
     """Who is told of a limit that was reached, and where: the master's part of a job alone."""
-    file = "" if spool.is_task else gridengine.output(spool)
-    return watch.Listener(spool.config.get("job_owner", ""), file)
+    path, name = ("", "") if spool.is_task else gridengine.output(spool)
+    return watch.Listener(spool.config.get("job_owner", ""), path, name)

@@ -21,10 +21,14 @@ SCRIPT = "gridengine.sh"
 
 
 class Listener(NamedTuple):
-    """Who is told of a limit that the job reached: a user, in a file of the user's."""
+    """Who is told of a limit that the job reached: a user, in the user's own file.
+
+    `path` is the file, or its directory: then `name` is the file's.  Without a path, nobody is.
+    """
 
     user: str
-    file: str
+    path: str
+    name: str
 
 
 def start(place: paths.JobPaths, process: int, listener: Listener) -> None:
@@ -82,22 +86,25 @@ def read_listener(place: paths.JobPaths) -> Optional[Listener]:
 def tell(listener: Optional[Listener], summary: Dict[str, Any]) -> None:
     """Append what the kernel did to the job's own output; what cannot be told is in the log."""
     sentences = [summary[key] for key in ("oom", "pids", "lost_limits") if summary.get(key)]
-    if not sentences or listener is None or not listener.file:
+    if not sentences or listener is None or not listener.path:
         return
     child = os.fork()
     if child:
         os.waitpid(child, 0)
         return
     with suppress(BaseException):
-        append(find_user(listener.user), listener.file, sentences)
+        append(find_user(listener.user), listener, sentences)
     os._exit(0)
 
 
-def append(user: User, path: str, sentences: List[str]) -> None:
-    """Write to a file as its user, for good: the path and the file are the user's own."""
+def append(user: User, listener: Listener, sentences: List[str]) -> None:
+    """Write to a file as its user, for good: every part of the path may be the user's own."""
     os.setgroups(list(user.groups))
     os.setresgid(user.gid, user.gid, user.gid)
     os.setresuid(user.uid, user.uid, user.uid)
+    path = listener.path
+    if os.path.isdir(path):
+        path = os.path.join(path, listener.name)
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     if stat.S_ISREG(os.fstat(fd).st_mode):
         os.write(fd, "".join(f"hpcwrap: {each}\n" for each in sentences).encode())

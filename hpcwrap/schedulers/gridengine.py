@@ -271,18 +271,18 @@ def set_starter(spool: Spool, program: str) -> None:
     os.chown(path, status.st_uid, status.st_gid)
 
 
-def output(spool: Spool) -> str:
-    """Where the job's stderr goes, as shepherd.c's build_path has it; empty for a terminal."""
+def output(spool: Spool) -> Tuple[str, str]:
+    """Where the job's errors go: a file, or a directory and the name of a file in it.
+
+    As build_path of Grid Engine's shepherd has it; a directory is not told from a file here, for
+    the path is the user's.  Empty for a terminal and the like.
+    """
     config = spool.config
     kind, letter = ("stdout", "o") if config.get("merge_stderr") == "1" else ("stderr", "e")
     path = config.get(f"{kind}_path", "")
-    if not path or path == "/dev/null":
-        return ""
-    if not os.path.isdir(path):
-        return path
     task = config.get("ja_task_id", "0")
     name = f"{config.get('job_name', '')}.{letter}{config.get('job_id', '')}"
-    return os.path.join(path, name if task == "0" else f"{name}.{task}")
+    return "" if path == "/dev/null" else path, name if task == "0" else f"{name}.{task}"
 
 
 def _bind(path: str, access: str) -> Mount:

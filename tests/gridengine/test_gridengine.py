@@ -197,7 +197,10 @@ def test_nothing_of_the_users_runs_in_the_hooks(jobs: Jobs, grid: GridEngine) ->
     assert grid.alice("ls", OUTSIDE).code != 0
 
 
-def test_the_context_says_what_the_job_gets(grid: GridEngine) -> None:
+def test_the_context_says_what_the_job_gets(jobs: Jobs, grid: GridEngine) -> None:
+    """With the digest, once the image is there and the table knows it."""
+    assert jobs["posix"].code == 0
+    grid.tell_scheduler()
     held = grid.alice("qsub", "-terse", "-h", *INSIDE, "-b", "y", "true").stdout.strip()
     text = grid.alice("qstat", "-j", held).stdout
     grid.alice("qdel", held)

@@ -16,6 +16,9 @@ done <$PE_HOSTFILE
 wait
 """
 
+EPILOG = "'mai[n].*watch'"
+"""A pattern of epilogs under way, which is not found in the command that looks for it."""
+
 SIGNALLED = 128
 """The shepherd adds this to the number of the signal that ended a job (sge_status(5))."""
 
@@ -66,10 +69,10 @@ class GridEngine(Driver):
         return [*words, "-v", variables] if variables else words
 
     def has_ended(self, submission: Submission) -> bool:
-        """The qmaster forgets a job at its end; the nodes, a moment later."""
+        """The qmaster forgets a job at its end; the nodes, a moment later, tell what it did."""
         if self.root("ctl", "qstat", "-j", submission.id).code == 0:
             return False
-        look = f"ls -d /run/hpcwrap/jobs/gridengine-{submission.id}-*"
+        look = f"ls -d /run/hpcwrap/jobs/gridengine-{submission.id}-*; pgrep -f {EPILOG}"
         return not any(self.root(node, "sh", "-c", look).stdout for node in NODES)
 
     def code(self, submission: Submission) -> int:

@@ -99,19 +99,18 @@ def test_memory(changes: Dict[str, str], memory: Optional[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "path"),
+    ("changes", "path", "name"),
     [
-        ({}, "{}/env.e8"),
-        ({"ja_task_id": "3"}, "{}/env.e8.3"),
-        ({"merge_stderr": "1"}, "{}/env.o8"),
-        ({"stderr_path": "/home/alice/file"}, "/home/alice/file"),
-        ({"stderr_path": "/dev/null"}, ""),
+        ({}, "/home/alice", "env.e8"),
+        ({"ja_task_id": "3"}, "/home/alice", "env.e8.3"),
+        ({"merge_stderr": "1", "stdout_path": "/home/alice/x"}, "/home/alice/x", "env.o8"),
+        ({"stderr_path": "/dev/null"}, "", "env.e8"),
     ],
 )
-def test_where_the_errors_of_a_job_go(tmp_path: Path, changes: Dict[str, str], path: str) -> None:
-    at = str(tmp_path)
-    made = spool(tmp_path, **{"stdout_path": at, "stderr_path": at, **changes})
-    assert gridengine.output(made) == path.format(at)
+def test_where_the_errors_of_a_job_go(
+    tmp_path: Path, changes: Dict[str, str], path: str, name: str
+) -> None:
+    assert gridengine.output(spool(tmp_path, **changes)) == (path, name)
 
 
 def test_the_starter_takes_the_place_of_the_queues(tmp_path: Path) -> None:
