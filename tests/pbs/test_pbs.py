@@ -84,6 +84,44 @@ def test_qalter_asks_the_same_questions(pbs: Pbs) -> None:
     assert ended.output.strip() == "busybox-1"
 
 
+def test_a_sandbox_of_the_jobs_own(pbs: Pbs) -> None:
+    """PBS writes `cd $PBS_JOBDIR` before the script's path."""
+    options = ["-W", "sandbox=PRIVATE", "-o", "sandbox.out", "-e", "sandbox.err"]
+    ran = pbs.alice("qsub", *options, "-l", "container=busybox-1", stdin=f"pwd; {INSIDE}\n")
+    ended = pbs.wait(Submission(ran.stdout.strip(), ran.stderr, "sandbox"))
+    assert re.fullmatch(r"/home/alice/pbs\.\S+\nn\d\n", ended.output)
+
+
+OUTSIDE = """
+#include <fcntl.h>
+#include <unistd.h>
+__attribute__((constructor)) static void run(void)
+{
+    if (access("/.hpcwrap", F_OK) != 0)
+        close(open("/home/alice/ran-outside", O_CREAT | O_WRONLY, 0644));
+}
+"""
+
+
+def test_variables_of_the_user_run_nothing_outside(pbs: Pbs) -> None:
+    """Whatever starts as the user before the container is joined is static and reads none."""
+    pbs.alice("tee", "outside.c", stdin=OUTSIDE)
+    assert pbs.alice("gcc", "-shared", "-fPIC", "-o", "outside.so", "outside.c").code == 0
+    pbs.alice("tee", "outside.sh", stdin="test -e /.hpcwrap || touch /home/alice/ran-outside\n")
+    variables = (
+        ("LD_PRELOAD", "/home/alice/outside.so"),
+        ("BASH_ENV", "/home/alice/outside.sh"),
+        ("ENV", "/home/alice/outside.sh"),
+        ("HPCWRAP_CONFIG", "/home/alice/none.yaml"),
+        ("PBS_CONF_FILE", "/home/alice/none.conf"),
+        ("PBS_JOBID", "../../alice"),
+        ("PBS_TASKNUM", "7"),
+    )
+    job = pbs.run(Ask(f"{INSIDE}\n", "busybox-1", memory=64, variables=variables))
+    assert (job.code, job.output) == (0, "n1\n")
+    assert pbs.alice("ls", "ran-outside").code != 0
+
+
 SILENT = """
 import os, socket, time
 listening = socket.socket()
@@ -111,7 +149,7 @@ def test_a_pull_that_takes_long_holds_up_no_other_job(pbs: Pbs) -> None:
         pbs.remove_environment("slow")
     assert (quick.output, before) == ("quick\n", "R")
     assert (ended.code, ended.output) == (125, "")
-    assert "it took longer than the site allows (see the setting pull_timeout)" in ended.errors
+    assert re.match(r"hpcwrap-enter: (cannot pull|stopped pulling) the image", ended.errors)
 
 
 def test_an_unfit_node_goes_offline_with_the_reason_and_the_job_runs_elsewhere(pbs: Pbs) -> None:
