@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Dict
 
 import pytest
+from installation import RECORDINGS, run
 
 from hpcwrap import lsfjob
 from hpcwrap.config import Settings
@@ -151,8 +152,6 @@ TELLS = 'echo "hpcwrap-code-$LSB_JOBID $code" >&2'
 )
 def test_the_code_of_a_task(tmp_path: Path, command: str, end: str, code: int) -> None:
     """A task that told none has not run: mpirun would wait for ever."""
-    from installation import run
-
     for name, text in (("lsrun", LSRUN), ("task", TASK.format(end=end))):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
@@ -179,3 +178,25 @@ def test_no_ancestor_is_no_generation() -> None:
 def test_a_relative_job_file_is_an_error() -> None:
     with pytest.raises(SiteError, match="LSB_JOBFILENAME is not a path"):
         lsfjob.job_file({"LSB_JOBFILENAME": "1795349606.1"})
+
+
+def recorded(name: str) -> Dict[str, str]:
+    """The environment that a real sbatchd gave PRE_EXEC, or the job after it."""
+    text = (RECORDINGS / "environments" / name).read_text()
+    return dict(line.split("=", 1) for line in text.splitlines())
+
+
+def test_the_prolog_and_the_starter_ask_for_the_same() -> None:
+    """For another message the helper would make the container anew."""
+    told = lsfjob.spoken(recorded("pre"))
+    assert told == lsfjob.spoken(recorded("job"))
+    job, request = lsf.read_caller(told, ALICE)
+    assert (job.id, job.nodes, job.workdir) == ("lsf-193-3", 1, "/home/alice")
+    assert job.places == (("queue", "recorded"), ("application", ""))
+    assert request.container == "debian-12"
+
+
+def test_only_the_job_knows_its_file() -> None:
+    assert lsfjob.job_file(recorded("job")) == "/home/alice/.lsbatch/1795353372.193.3"
+    with pytest.raises(SiteError):
+        lsfjob.job_file(recorded("pre"))

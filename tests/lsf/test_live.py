@@ -123,7 +123,8 @@ OTHER = "set -- $LSB_MCPU_HOSTS; other=$3; "
 
 def test_the_code_and_the_streams_of_a_command_elsewhere(jobs: Jobs) -> None:
     """Lsrun of volclava loses the code, and now and then the end of standard input."""
-    script = f"{OTHER} echo in | hpcwrap-launch $other 'read line; echo $line; echo err >&2; {INSIDE}; exit 7'"
+    there = f"read line; echo $line; echo err >&2; {INSIDE}; exit 7"
+    script = f"{OTHER} echo in | hpcwrap-launch $other '{there}'"
     ended = jobs.run(*SPREAD, "-a", "busybox-1", script)
     assert (ended.code, ended.output, ended.errors) == (7, "in\nbusybox-1\n", "err\n")
 
