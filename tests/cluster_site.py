@@ -31,6 +31,8 @@ class ClusterSite:
         self.state = state
         self.scheduler = scheduler
         self.polling = False
+        self.foreign: List[str] = []
+        """Cgroups that were there before: another cluster's nodes may have the same names."""
 
     def bring_up(self) -> None:
         """Cluster, images and hpcwrap, unless a cluster of an earlier run was kept."""
@@ -146,7 +148,7 @@ class ClusterSite:
         # A name has the scheduler's in it: other clusters share the machine's tree.
         name = f"hpcwrap-{self.scheduler}-*-{node}"
         found = self.root(node, "find", "/sys/fs/cgroup", "-maxdepth", "4", "-name", name)
-        return found.stdout.split()
+        return [path for path in found.stdout.split() if path not in self.foreign]
 
 
 class Clusters:

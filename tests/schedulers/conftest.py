@@ -7,7 +7,7 @@ import importlib.util
 from typing import Iterator, List
 
 import pytest
-from cluster_site import Clusters, state_of
+from cluster_site import NODES, Clusters, state_of
 from driver import Driver
 
 SCHEDULERS = ("slurm", "gridengine", "htcondor", "pbs", "lsf")
@@ -25,6 +25,7 @@ def driver(request: pytest.FixtureRequest, clusters: Clusters) -> Driver:
     module = importlib.import_module(f"driver_{request.param}")
     made: Driver = module.DRIVER(state_of(request.param))
     clusters.need(made)
+    made.foreign = [path for node in NODES for path in made.cgroups(node)]
     made.prepare()
     return made
 

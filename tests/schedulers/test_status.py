@@ -62,7 +62,8 @@ def is_ours(finding: Dict[str, str], driver: Driver) -> bool:
     the same names, and share the machine's tree of cgroups.
     """
     if finding["what"] == "cgroup":
-        return f"/hpcwrap-{driver.NAME}-" in finding["file"]
+        is_own = f"/hpcwrap-{driver.NAME}-" in finding["file"]
+        return is_own and finding["file"] not in driver.foreign
     return finding["file"] not in ("table", "esub")
 
 
