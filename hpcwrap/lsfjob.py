@@ -36,7 +36,10 @@ def main(part: str) -> int:
         return PARTS[part](own_environment())
     except HpcwrapError as error:
         log.say(error.sentence())
-        return FAILED
+    except Exception as error:  # noqa: BLE001
+        # A bug of ours: the job must not run on the host, and not be tried again for ever.
+        sys.excepthook(type(error), error, error.__traceback__)
+    return FAILED
 
 
 def own_environment() -> Dict[str, str]:
@@ -52,16 +55,14 @@ def own_environment() -> Dict[str, str]:
 def prepare(environ: Mapping[str, str]) -> int:
     """PRE_EXEC: have the container made before the job counts as started.
 
-    Its stderr is /dev/null.  So only an unfit node is an error here; any other is the starter's to
-    tell, in the job's own output.
+    Its stderr is /dev/null.  So only an unfit node is an error for LSF; any other, which ends this
+    with FAILED, is the starter's to tell, in the job's own output.
     """
     try:
         ask("prepare", environ)
     except NodeError as error:
         log.stage_line("prolog", job=lsf.job_name(environ), error=error.sentence())
         return AGAIN
-    except HpcwrapError:
-        return 0
     return 0
 
 
@@ -118,14 +119,10 @@ PARTS: Dict[str, Callable[[Mapping[str, str]], int]] = {
 
 def ask(what: str, environ: Mapping[str, str]) -> Dict[str, Any]:
     """Ask the helper about the job; its answer."""
-    message: Dict[str, Any] = {
-        "do": what,
-        "scheduler": "lsf",
-        "variables": spoken(environ),
-        "mounts": mounts(),
-        "limits": limits(environ),
-        "above": generations(environ.get("LS_JOBPID", "")),
-    }
+    message: Dict[str, Any] = {"do": what, "scheduler": "lsf", "variables": spoken(environ)}
+    if what == "prepare":
+        above = generations(environ.get("LS_JOBPID", ""))
+        message.update(mounts=mounts(), limits=limits(environ), above=above)
     return helperclient.ask(message)
 
 

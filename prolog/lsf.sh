@@ -4,4 +4,8 @@
 # one.  What went wrong otherwise is for the starter to tell: nobody sees the output of PRE_EXEC.
 
 prefix=${0%/share/hpcwrap/*}
-exec "$prefix/bin/python3" -I -c 'from hpcwrap.hook import main; main("lsfjob", "prepare")'
+starter_tells=125
+
+"$prefix/bin/python3" -I -c 'from hpcwrap.hook import main; main("lsfjob", "prepare")'
+code=$?
+[ "$code" -eq "$starter_tells" ] || exit "$code"
