@@ -1,11 +1,12 @@
 """What the tests have a user do to the helper on a node; a program, copied there.
 
-client.py raw TEXT               send it as it is, print the answer
+client.py raw TEXTS              send each text of a JSON list as it is, print the answers
 client.py ask MESSAGE            send a JSON document in a line, print the answer
 client.py hold MESSAGE           ask, print the answer, and stay until stdin ends
 client.py silent                 connect, say nothing, and print what comes
 """
 
+import json
 import socket
 import sys
 
@@ -13,16 +14,24 @@ SOCKET = "/run/hpcwrap/helper.sock"
 
 
 def main(verb: str, text: str = "") -> None:
-    with socket.socket(socket.AF_UNIX) as talk:
-        talk.connect(SOCKET)
-        if verb != "silent":
-            talk.sendall(text.encode("utf-8", "surrogateescape") + b"\n" * (verb != "raw"))
-            if verb == "raw":
-                talk.shutdown(socket.SHUT_WR)
-        with talk.makefile("r", errors="replace") as answer:
-            print(answer.readline(), end="", flush=True)
+    if verb == "raw":
+        for each in json.loads(text):
+            print(talk_to_helper(each.encode("utf-8", "surrogateescape")), end="")
+        return
+    print(talk_to_helper(text.encode() + b"\n" if text else b"", half=False), end="", flush=True)
     if verb == "hold":
         sys.stdin.read()
+
+
+def talk_to_helper(said: bytes, *, half: bool = True) -> str:
+    """Say something; with `half` the helper sees that nothing more comes."""
+    with socket.socket(socket.AF_UNIX) as talk:
+        talk.connect(SOCKET)
+        talk.sendall(said)
+        if half:
+            talk.shutdown(socket.SHUT_WR)
+        with talk.makefile("r", errors="replace") as answer:
+            return answer.readline()
 
 
 main(*sys.argv[1:])

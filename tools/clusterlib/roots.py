@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import shutil
@@ -23,6 +24,8 @@ def ensure(name: str, suite: str, packages: Sequence[str]) -> str:
     os.makedirs(cache.DEFAULT_CACHE, 0o755, exist_ok=True)
     with cache.locked(cache.DEFAULT_CACHE):
         if not os.path.isdir(path):
+            for older in glob.glob(f"{cache.DEFAULT_CACHE}/{name}-*"):
+                shutil.rmtree(older)
             make(path, suite, packages, source)
     return path
 
