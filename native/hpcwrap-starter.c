@@ -16,7 +16,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { FAILED = 125, PATH_SIZE = 4096, DIGITS = 10, MOST_SHELL_WORDS = 3 };
+enum { FAILED = 125, PATH_SIZE = 4096, DIGITS = 10, MOST_WORDS = 8 };
 
 static const char JOBS[] = "/run/hpcwrap/jobs/gridengine";
 static const char PROGRAM[] = "hpcwrap-enter";
@@ -88,21 +88,22 @@ static bool knows_login(const char *shell)
     return false;
 }
 
-/* The shell and its options that stand before the script's name; NULL-terminated. */
-static void choose_shell(const char **words, char **command)
+/* The shell and its options that stand before the script's name; how many words they are. */
+static size_t choose_shell(char **words, const char *command)
 {
     const char *mode = variable("SGE_STARTER_SHELL_START_MODE");
-    const char *shell = variable("SGE_STARTER_SHELL_PATH");
+    char *shell = getenv("SGE_STARTER_SHELL_PATH");
     bool from_stdin = strcasecmp(mode, "script_from_stdin") == 0;
-    bool by_shell = strcasecmp(mode, "posix_compliant") == 0 && is_script(*command);
-    if (from_stdin || by_shell) {
-        *words++ = *shell ? shell : "/bin/sh";
-        /* A leading - in the shell's own name would say so, too, but hpcwrap-enter passes none. */
-        if (strcmp(variable("SGE_STARTER_USE_LOGIN_SHELL"), "true") == 0 && knows_login(shell))
-            *words++ = "-l";
-    } else if (is_script(*command) && !has_interpreter(*command))
-        *words++ = "/bin/sh";
-    *words = NULL;
+    bool by_shell = strcasecmp(mode, "posix_compliant") == 0 && is_script(command);
+    if (!from_stdin && !by_shell) {
+        words[0] = "/bin/sh";
+        return is_script(command) && !has_interpreter(command) ? 1 : 0;
+    }
+    words[0] = shell ? shell : "/bin/sh";
+    /* A leading - in the shell's own name would say so, too, but hpcwrap-enter passes none. */
+    words[1] = "-l";
+    bool is_login = strcmp(variable("SGE_STARTER_USE_LOGIN_SHELL"), "true") == 0;
+    return is_login && knows_login(words[0]) ? 2 : 1;
 }
 
 /* Without a starter qrsh_starter would have the user's shell take the words apart, as rsh(1) does;
@@ -135,35 +136,44 @@ static bool is_remote(void)
     return shell && !*shell;
 }
 
+/* gridengine-JOB-TASK, with 0 where the job is no array. */
+static void find_directory(char *path, size_t size)
+{
+    const char *task = variable("SGE_TASK_ID");
+    bool is_array = *task && strcmp(task, "undefined") != 0;
+    snprintf(path, size, "%s-%s-%s", JOBS, number("JOB_ID"),
+             is_array ? number("SGE_TASK_ID") : "0");
+}
+
+/* What is to be started inside, behind `words`; NULL-terminated. */
+static void add_command(char **words, char **command)
+{
+    if (is_remote()) {
+        *words++ = "/bin/sh";
+        *words++ = "-c";
+        *words++ = join(command);
+    } else {
+        words += choose_shell(words, *command);
+        while (*command)
+            *words++ = *command++;
+    }
+    *words = NULL;
+}
+
 int main(int count, char **arguments)
 {
-    const char *shell[MOST_SHELL_WORDS + 1] = {NULL};
     char program[PATH_SIZE], directory[sizeof JOBS + 2 * DIGITS + 3];
     if (count < 2)
         die("there is no command to start");
-    const char *task = variable("SGE_TASK_ID");
-    bool is_array = *task && strcmp(task, "undefined") != 0;
-    snprintf(directory, sizeof directory, "%s-%s-%s", JOBS, number("JOB_ID"),
-             is_array ? number("SGE_TASK_ID") : "0");
-    find_program(program);
-    char **words = calloc((size_t)count + MOST_SHELL_WORDS + 4, sizeof *words);
+    char **words = calloc((size_t)count + MOST_WORDS, sizeof *words);
     if (!words)
         die("cannot start: there is no memory left");
-    size_t used = 0;
-    words[used++] = program;
-    words[used++] = directory;
-    words[used++] = "--";
-    if (is_remote()) {
-        words[used++] = "/bin/sh";
-        words[used++] = "-c";
-        words[used++] = join(arguments + 1);
-    } else {
-        choose_shell(shell, arguments + 1);
-        for (const char **word = shell; *word; word++)
-            words[used++] = (char *)*word;
-        for (char **word = arguments + 1; *word; word++)
-            words[used++] = *word;
-    }
+    find_program(program);
+    find_directory(directory, sizeof directory);
+    words[0] = program;
+    words[1] = directory;
+    words[2] = "--";
+    add_command(words + 3, arguments + 1);
     forget_starter();
     execv(program, words);
     die("cannot start %s: %s", program, strerror(errno));
