@@ -1,4 +1,4 @@
-"""`hpcwrap status` asks any scheduler."""
+"""`hpcwrap status`, `top` and `doctor` on any scheduler; after the suite, for its jobs come first."""
 
 from __future__ import annotations
 
