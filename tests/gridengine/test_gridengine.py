@@ -297,6 +297,39 @@ def test_a_notified_job_ends_by_itself(grid: GridEngine) -> None:
     assert re.search(r"^exit_status +3\b", text, re.M)
 
 
+HOLD = """\
+import fcntl, os, time
+file = open("/run/hpcwrap/turns", "r+")
+fcntl.lockf(file, fcntl.LOCK_EX)
+while os.path.exists("/tmp/hold"):
+    time.sleep(0.1)
+"""
+
+
+@pytest.mark.usefixtures("well")
+def test_a_job_deleted_while_its_container_is_made(grid: GridEngine) -> None:
+    """The prolog waits for its turn, which somebody has."""
+    begin(grid, "n1", "")  # so that there are turns
+    grid.root("n1", "touch", "/tmp/hold")
+    grid.root("n1", "sh", "-c", f"python3 -c '{HOLD}' >/dev/null 2>&1 &")
+    words = ("-q", "all.q@n1", "-j", "y", "-o", "/dev/null", "-b", "y", "touch", OUTSIDE)
+    job_id = grid.alice("qsub", "-terse", *INSIDE, *words).stdout.strip()
+    waits = "main..shepherd"
+    assert grid.eventually(lambda: grid.root("n1", "pgrep", "-f", waits).code == 0, 60)
+    grid.alice("qdel", job_id)
+    assert grid.eventually(lambda: f"{job_id} " in states(grid, "dr"), 30)
+    grid.root("n1", "rm", "/tmp/hold")
+    assert grid.eventually(lambda: grid.root("ctl", "qstat", "-j", job_id).code != 0, 60)
+    assert grid.alice("ls", OUTSIDE).code != 0
+    assert grid.eventually(lambda: not grid.leftovers("n1"))
+
+
+def states(grid: GridEngine, state: str) -> str:
+    """The lines of qstat with a state."""
+    lines = grid.root("ctl", "qstat", "-u", "*").stdout.splitlines()
+    return "\n".join(line for line in lines if f" {state} " in line)
+
+
 @pytest.mark.usefixtures("well")
 def test_a_killed_shepherd_leaves_nothing(grid: GridEngine) -> None:
     job_id = begin(grid, "n1", "sleep 54322 & exec sleep 54322\n")
