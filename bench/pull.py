@@ -18,6 +18,7 @@ from bench import peers, place
 from bench.model import Goal, Result, Row
 from bench.processes import REPOSITORY, BenchError, peak_memory, progress, run, spawn, timed
 from hpcwrap.image import manifest, squashfs
+from hpcwrap.image.download import Format
 from hpcwrap.image.layer import index_layer
 from hpcwrap.image.plan import ZEROS, Plan, flatten
 
@@ -198,7 +199,7 @@ class Bound:
         self.merged = merged
         self.output = output
         self.decompress = ["igzip", "-dc", *layers]
-        self.compress = squashfs.command(output, plan, squashfs.Format())
+        self.compress = squashfs.command(output, plan, Format())
 
     def at_once(self) -> None:
         """Both at the same time."""
