@@ -1,4 +1,4 @@
-"""`hpcwrap status`, `top` and `doctor` on any scheduler; after the suite, for its jobs come first."""
+"""`hpcwrap status`, `top` and `doctor` on any scheduler; after the suite, whose jobs go first."""
 
 from __future__ import annotations
 
