@@ -45,7 +45,7 @@ def read_jobs(_settings: Settings) -> List[JobState]:
 
 def read_nodes(_settings: Settings) -> List[NodeState]:
     """All hosts that the collector knows; one that is silent it does not know."""
-    found = read("condor_status", ["-startd"], NODE)
+    found = read("condor_status", [], NODE)
     return list(
         {
             each["Machine"]: make_node(each) for each in found if each.get("SlotType") != "Dynamic"

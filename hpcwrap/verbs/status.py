@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = config.load_config(arguments.config).settings
     _, reader = states.find(settings, arguments.scheduler)
     jobs = reader.read_jobs(settings)
-    nodes = reader.read_nodes(settings) if arguments.nodes or arguments.json else []
+    nodes = sorted(reader.read_nodes(settings)) if arguments.nodes or arguments.json else []
     shown = [job for job in jobs if is_shown(job, arguments.user)]
     if arguments.json:
         document = {
