@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import ClassVar, Dict, List
 
-from cluster_site import Ran
+from cluster_site import NODES, Ran
 from driver import Ask, Driver, Submission
 
 
@@ -23,6 +24,10 @@ class Lsf(Driver):
     CANNOT: ClassVar[Dict[str, str]] = {
         "container in status": "bjobs tells nobody what a job has in its environment"
     }
+
+    def __init__(self, state: str) -> None:
+        super().__init__(state)
+        self._hosts = itertools.cycle(NODES)
 
     def submit(self, ask: Ask) -> Submission:
         """By bsub, the script on its standard input."""
@@ -50,6 +55,8 @@ class Lsf(Driver):
     def resources(self, ask: Ask) -> List[str]:
         """Hosts, slots on each, queue, array, memory."""
         words = ["-n", str(ask.nodes * ask.ranks), "-R", f"span[ptile={ask.ranks}]"]
+        # sbatchd ends one job at a time, in seconds each: both hosts get their share.
+        words += ["-m", next(self._hosts)] if ask.nodes == 1 else []
         words += ["-q", ask.queue] if ask.queue else []
         words += ["-J", f"suite[1-{ask.array}]"] if ask.array else []
         words += ["-M", str(ask.memory)] if ask.memory else []
