@@ -12,6 +12,9 @@ HELD = 5
 ENDED = (3, 4, HELD)
 """JobStatus of jobs that were removed, completed or held."""
 
+USUAL_MEMORY = 64
+"""MiB of each job: a slot that a job has left is the next one's as it is, larger ones too."""
+
 MORE_THAN_HALF = 21
 """Cores of a node that has 40: no two such jobs fit one."""
 
@@ -65,7 +68,7 @@ class HtCondor(Driver):
 
     def resources(self, ask: Ask) -> List[str]:
         """Nodes, memory, variables."""
-        lines = [f"request_memory = {ask.memory or 100}"]
+        lines = [f"request_memory = {ask.memory or (200 if ask.nodes > 1 else USUAL_MEMORY)}"]
         if ask.nodes > 1:
             lines += ["universe = parallel", f"machine_count = {ask.nodes}"]
             lines += [f"request_cpus = {MORE_THAN_HALF}"]
