@@ -4,7 +4,5 @@
 unset LD_PRELOAD LD_LIBRARY_PATH LD_AUDIT
 
 prefix=${0%/share/hpcwrap/*}
-exec "$prefix/bin/python3" -I -c '
-import sys
-from hpcwrap.schedulers.htcondor_shim import main
-sys.exit(main(sys.argv[1:]))' "$@"
+exec "$prefix/bin/python3" -I -c \
+    'from hpcwrap.hook import main; main("hooks.enter_htcondor", "start")' "$@"

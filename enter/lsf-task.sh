@@ -5,8 +5,8 @@
 # own, for with the job's end LSF kills what it has started here.
 
 prefix=${0%/share/hpcwrap/*}
-run='from hpcwrap.hook import main; main("lsfjob", "task")'
-tidy='from hpcwrap.hook import main; main("lsfjob", "tidy")'
+run='from hpcwrap.hook import main; main("hooks.enter_lsf", "task")'
+tidy='from hpcwrap.hook import main; main("hooks.enter_lsf", "tidy")'
 
 tell=
 [ "$1" = --tell ] && tell=yes && shift

@@ -4,7 +4,8 @@
 
 prefix=${0%/share/hpcwrap/*}
 part() {
-    "$prefix/bin/python3" -I -c 'from hpcwrap.hook import main; main("lsfjob", "'"$1"'")'
+    "$prefix/bin/python3" -I -c \
+        'from hpcwrap.hook import main; main("hooks.enter_lsf", "'"$1"'")'
 }
 
 # LSF signals each process of a job: as its own job file does, this one waits for the others.

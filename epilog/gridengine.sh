@@ -5,4 +5,5 @@ set -u
 prefix=${0%/share/hpcwrap/*}
 export HPCWRAP_JOB="${1:?}"
 
-exec "$prefix/bin/python3" -I -c 'from hpcwrap.hook import main; main("watch", "gridengine")'
+exec "$prefix/bin/python3" -I -c \
+    'from hpcwrap.hook import main; main("hooks.epilog_gridengine", "gridengine")'

@@ -4,7 +4,5 @@
 unset LD_PRELOAD LD_LIBRARY_PATH LD_AUDIT
 
 prefix=${0%/share/hpcwrap/*}
-exec "$prefix/bin/python3" -I -c '
-import sys
-from hpcwrap.schedulers.htcondor_shim import release
-sys.exit(release(sys.argv[1:]))' "$@" </dev/null
+exec "$prefix/bin/python3" -I -c \
+    'from hpcwrap.hook import main; main("hooks.enter_htcondor", "release")' "$@" </dev/null

@@ -3,4 +3,4 @@
 # LSF runs it only after a PRE_EXEC that went well; what is left over is the sweep's.
 
 prefix=${0%/share/hpcwrap/*}
-exec "$prefix/bin/python3" -I -c 'from hpcwrap.hook import main; main("lsfjob", "release")'
+exec "$prefix/bin/python3" -I -c 'from hpcwrap.hook import main; main("hooks.enter_lsf", "release")'

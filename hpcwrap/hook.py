@@ -1,6 +1,7 @@
 """The edge of a process that a scheduler starts for a stage: quick to begin and quick to end.
 
 python3 -I -c 'from hpcwrap.hook import main; main("prolog", "slurm")'
+python3 -I -c 'from hpcwrap.hook import main; main("hooks.enter_lsf", "start")'
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import sys
 from typing import NoReturn
 
 
-def main(stage: str, scheduler: str) -> NoReturn:
-    """Run a stage for a scheduler and end with its code.
+def main(module: str, word: str) -> NoReturn:
+    """Run a stage for the scheduler `word`, or that part of a program in hooks/; end with its code.
 
     So short a life has no garbage worth collecting, and nothing to tidy up at its end that the
     kernel does not tidy up faster: together a sixth of a warm prolog.
     """
     gc.disable()
-    code: int = importlib.import_module(f"hpcwrap.{stage}").main(scheduler)
+    code: int = importlib.import_module(f"hpcwrap.{module}").main(word)
     leave(code)
 
 

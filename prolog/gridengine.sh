@@ -26,7 +26,8 @@ export HPCWRAP_PROGRAMS="${execd%/*}" HPCWRAP_SHEPHERD=$$
 # TSTP is how execd has a shepherd kill its job (execd_signal_queue.c); there is none yet to do so.
 deleted=
 trap 'deleted=yes' TSTP
-as_root "$prefix/bin/python3" -I -c 'from hpcwrap.hook import main; main("shepherd", "gridengine")' \
+as_root "$prefix/bin/python3" -I -c \
+    'from hpcwrap.hook import main; main("hooks.prolog_gridengine", "gridengine")' \
     </dev/null >hpcwrap.log 2>&1
 code=$?
 trap - TSTP

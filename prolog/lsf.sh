@@ -6,6 +6,6 @@
 prefix=${0%/share/hpcwrap/*}
 starter_tells=125
 
-"$prefix/bin/python3" -I -c 'from hpcwrap.hook import main; main("lsfjob", "prepare")'
+"$prefix/bin/python3" -I -c 'from hpcwrap.hook import main; main("hooks.enter_lsf", "prepare")'
 code=$?
 [ "$code" -eq "$starter_tells" ] || exit "$code"

@@ -4,6 +4,6 @@
 # bsub submits the job after any code but LSB_SUB_ABORT_VALUE: where not even Python runs, it must not.
 
 prefix=${0%/share/hpcwrap/*}
-"$prefix/bin/python3" -I -c 'from hpcwrap.hook import main; main("esub", "lsf")'
+"$prefix/bin/python3" -I -c 'from hpcwrap.hook import main; main("hooks.submit_lsf", "lsf")'
 code=$?
 [ "$code" -eq 0 ] || exit "${LSB_SUB_ABORT_VALUE:-97}"

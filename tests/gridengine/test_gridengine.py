@@ -314,7 +314,7 @@ def test_a_job_deleted_while_its_container_is_made(grid: GridEngine) -> None:
     grid.root("n1", "sh", "-c", f"python3 -c '{HOLD}' >/dev/null 2>&1 &")
     words = ("-q", "all.q@n1", "-j", "y", "-o", "/dev/null", "-b", "y", "touch", OUTSIDE)
     job_id = grid.alice("qsub", "-terse", *INSIDE, *words).stdout.strip()
-    waits = "main..shepherd"
+    waits = "main..hooks.prolog"
     assert grid.eventually(lambda: grid.root("n1", "pgrep", "-f", waits).code == 0, 60)
     grid.alice("qdel", job_id)
     assert grid.eventually(lambda: f"{job_id} " in states(grid, "dr"), 30)

@@ -9,9 +9,9 @@ from typing import Dict
 import pytest
 from installation import RECORDINGS, run
 
-from hpcwrap import lsfjob
 from hpcwrap.config import Settings
 from hpcwrap.errors import SiteError, UserError
+from hpcwrap.hooks import enter_lsf
 from hpcwrap.job import User
 from hpcwrap.request import Request
 from hpcwrap.schedulers import load, lsf
@@ -165,19 +165,19 @@ def test_the_code_of_a_task(tmp_path: Path, command: str, end: str, code: int) -
 
 
 def test_only_what_is_one_line_is_spoken() -> None:
-    told = lsfjob.spoken(variables(LSB_QUEUE="two\nlines", OTHER="x"))
+    told = enter_lsf.spoken(variables(LSB_QUEUE="two\nlines", OTHER="x"))
     assert told == {name: VARIABLES[name] for name in sorted(VARIABLES) if name != "LSB_QUEUE"}
 
 
 def test_no_ancestor_is_no_generation() -> None:
-    assert lsfjob.generations(str(os.getppid())) == 1
-    assert lsfjob.generations("") == 0
-    assert lsfjob.generations("999999999") == 0
+    assert enter_lsf.generations(str(os.getppid())) == 1
+    assert enter_lsf.generations("") == 0
+    assert enter_lsf.generations("999999999") == 0
 
 
 def test_a_relative_job_file_is_an_error() -> None:
     with pytest.raises(SiteError, match="LSB_JOBFILENAME is not a path"):
-        lsfjob.job_file({"LSB_JOBFILENAME": "1795349606.1"})
+        enter_lsf.job_file({"LSB_JOBFILENAME": "1795349606.1"})
 
 
 def recorded(name: str) -> Dict[str, str]:
@@ -188,8 +188,8 @@ def recorded(name: str) -> Dict[str, str]:
 
 def test_the_prolog_and_the_starter_ask_for_the_same() -> None:
     """For another message the helper would make the container anew."""
-    told = lsfjob.spoken(recorded("pre"))
-    assert told == lsfjob.spoken(recorded("job"))
+    told = enter_lsf.spoken(recorded("pre"))
+    assert told == enter_lsf.spoken(recorded("job"))
     job, request = lsf.read_caller(told, ALICE)
     assert (job.id, job.nodes, job.workdir) == ("lsf-193-3", 1, "/home/alice")
     assert job.places == (("queue", "recorded"), ("application", ""))
@@ -197,6 +197,6 @@ def test_the_prolog_and_the_starter_ask_for_the_same() -> None:
 
 
 def test_only_the_job_knows_its_file() -> None:
-    assert lsfjob.job_file(recorded("job")) == "/home/alice/.lsbatch/1795353372.193.3"
+    assert enter_lsf.job_file(recorded("job")) == "/home/alice/.lsbatch/1795353372.193.3"
     with pytest.raises(SiteError):
-        lsfjob.job_file(recorded("pre"))
+        enter_lsf.job_file(recorded("pre"))

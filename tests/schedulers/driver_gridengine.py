@@ -16,7 +16,7 @@ done <$PE_HOSTFILE
 wait
 """
 
-EPILOG = "'mai[n].*watch'"
+EPILOG = "'mai[n].*hooks.epilog'"
 """A pattern of epilogs under way, which is not found in the command that looks for it."""
 
 SIGNALLED = 128

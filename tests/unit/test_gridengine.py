@@ -7,10 +7,10 @@ from typing import Dict, List, Optional
 
 import pytest
 
-from hpcwrap import jsv
 from hpcwrap.config import Config, Settings
 from hpcwrap.environment import Environment
 from hpcwrap.errors import SiteError, UserError
+from hpcwrap.hooks import submit_gridengine as jsv
 from hpcwrap.job import NO_LIMITS
 from hpcwrap.schedulers import gridengine, gridengine_table
 from hpcwrap.verbs import setup_gridengine

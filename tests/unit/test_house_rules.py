@@ -13,9 +13,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 ROOMS = {"schedulers", "image", "container"}
 STAGES = {"submit", "supply", "machine", "prolog", "enter", "epilog", "sweep", "helper"}
-STAGES |= {"esub", "lsfjob"}  # LSF's filter, and what its jobs do for themselves
-STAGES |= {"jsv", "shepherd", "watch"}  # Grid Engine's filter, prolog and epilog
 BASE = {"errors", "log", "__init__"}
+PROGRAMS = {"hooks"}  # a scheduler's own, behind its files in the stage folders
 EDGE = {"cli", "hook", "verbs", "__main__"}
 
 # The prolog of a warm job and the epilog have a budget of 40 ms; each of these costs 3 to 30 ms.
@@ -36,7 +35,9 @@ def tier(part: str) -> int:
         return 2
     if part in STAGES:
         return 3
-    return 4 if part in EDGE else 1
+    if part in PROGRAMS:
+        return 4
+    return 5 if part in EDGE else 1
 
 
 def imports(module: Path) -> "set[str]":

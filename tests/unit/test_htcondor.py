@@ -14,9 +14,10 @@ from hpcwrap.config import NO_DEFAULTS, Config, Settings
 from hpcwrap.environment import Environment
 from hpcwrap.errors import UserError
 from hpcwrap.gpus import Gpus
+from hpcwrap.hooks import enter_htcondor
 from hpcwrap.job import Limits, User
 from hpcwrap.request import Request
-from hpcwrap.schedulers import htcondor, htcondor_files, htcondor_shim
+from hpcwrap.schedulers import htcondor, htcondor_files
 
 ALICE = User("alice", 2001, 2001, (2001,), "/home/alice")
 SCRATCH = "/var/lib/condor/execute/dir_265"
@@ -44,8 +45,8 @@ def config(settings: Settings, *known: Environment) -> Config:
 
 
 def test_a_job_of_a_shared_file_system() -> None:
-    call = htcondor_shim.parse(SHARED.split())
-    assert call == htcondor_shim.Call(
+    call = enter_htcondor.parse(SHARED.split())
+    assert call == enter_htcondor.Call(
         "exec",
         "/home/alice/debian-12",
         ("/bin/hostname", "a", "-s"),
@@ -57,13 +58,13 @@ def test_a_job_of_a_shared_file_system() -> None:
 
 
 def test_a_job_with_file_transfer() -> None:
-    call = htcondor_shim.parse(TRANSFER.split())
+    call = enter_htcondor.parse(TRANSFER.split())
     assert (call.directory, call.home, call.scratch) == (SCRATCH, SCRATCH, ("/tmp", "/var/tmp"))
     assert call.command == ("./condor_exec.exe",)
 
 
 def test_the_version_says_which_prefix(capsys: pytest.CaptureFixture[str]) -> None:
-    assert htcondor_shim.main(["--version"]) == 0
+    assert enter_htcondor.start(["--version"]) == 0
     assert "apptainer" in capsys.readouterr().out
 
 
@@ -72,15 +73,15 @@ def test_the_version_says_which_prefix(capsys: pytest.CaptureFixture[str]) -> No
 )
 def test_what_is_not_known_runs_nothing(words: str) -> None:
     with pytest.raises(UserError):
-        htcondor_shim.parse(words.split())
+        enter_htcondor.parse(words.split())
 
 
 def test_a_probe_fails_where_no_helper_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_helper(_message: object) -> None:
         raise UserError("no helper")
 
-    monkeypatch.setattr(htcondor_shim.helperclient, "ask", no_helper)
-    assert htcondor_shim.main(["exec", "-C", "/usr/libexec/x", "/exit_37"]) == htcondor.FAILED
+    monkeypatch.setattr(enter_htcondor.helperclient, "ask", no_helper)
+    assert enter_htcondor.start(["exec", "-C", "/usr/libexec/x", "/exit_37"]) == htcondor.FAILED
 
 
 @pytest.mark.parametrize(
@@ -105,12 +106,12 @@ def test_a_probe_fails_where_no_helper_answers(monkeypatch: pytest.MonkeyPatch) 
 def test_the_starter_puts_the_directory_before_names(
     image: str, ad: Dict[str, str], asked: str
 ) -> None:
-    assert htcondor_shim.asked_image(image, "/home/alice", ad) == asked
+    assert enter_htcondor.asked_image(image, "/home/alice", ad) == asked
 
 
 def test_ads_are_read_by_names_in_small_letters(tmp_path: Any) -> None:
     (tmp_path / "ad").write_text(AD)
-    ad = htcondor_shim.read_ad(str(tmp_path / "ad"))
+    ad = enter_htcondor.read_ad(str(tmp_path / "ad"))
     assert (ad["clusterid"], ad["procid"], ad["container"]) == ("12", "3", "debian-12")
 
 
@@ -124,7 +125,7 @@ def test_variables_come_twice_and_the_inner_one_counts() -> None:
         "LC_CTYPE": "C.UTF-8",
         "_CONDOR_ANCESTOR_7": "8:9:10",
     }
-    assert htcondor_shim.job_variables(environ, "/scratch") == {
+    assert enter_htcondor.job_variables(environ, "/scratch") == {
         "TMPDIR": "/tmp",
         "LD_LIBRARY_PATH": "/mine",
         "HOME": "/scratch",
@@ -142,7 +143,7 @@ def test_variables_come_twice_and_the_inner_one_counts() -> None:
     ],
 )
 def test_the_starters_cgroup_is_known_by_its_name(cgroup: str, *, has: bool) -> None:
-    assert bool(htcondor_shim.IN_A_CGROUP.search(cgroup)) is has
+    assert bool(enter_htcondor.IN_A_CGROUP.search(cgroup)) is has
 
 
 # ---- what the helper reads ----

@@ -12,8 +12,9 @@ import os
 from contextlib import contextmanager, suppress
 from typing import Iterator
 
-from hpcwrap import log, owners, paths, prolog, watch
+from hpcwrap import log, owners, paths, prolog
 from hpcwrap.errors import HpcwrapError, SiteError
+from hpcwrap.hooks import epilog_gridengine as epilog
 from hpcwrap.job import NO_LIMITS
 from hpcwrap.schedulers import gridengine
 from hpcwrap.schedulers.gridengine import Spool
@@ -43,7 +44,7 @@ def prepare(spool: Spool, process: int) -> None:
             prolog.run(gridengine)
             if os.path.isdir(place.directory):
                 make_cgroup(place)
-                watch.start(place, process, listener(spool))
+                epilog.start(place, process, listener(spool))
     if not os.path.isdir(place.directory):
         return
     if spool.is_login:
@@ -89,7 +90,7 @@ def is_shared(place: paths.JobPaths, process: int) -> bool:
     return there and owners.alive(place) and owners.add(place, process)
 
 
-def listener(spool: Spool) -> watch.Listener:
+def listener(spool: Spool) -> epilog.Listener:
     """Who is told of a limit that was reached, and where: the master's part of a job alone."""
     path, name = ("", "") if spool.is_task else gridengine.output(spool)
-    return watch.Listener(spool.config.get("job_owner", ""), path, name)
+    return epilog.Listener(spool.config.get("job_owner", ""), path, name)

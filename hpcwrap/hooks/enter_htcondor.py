@@ -15,8 +15,9 @@ import json
 import os
 import pwd
 import re
+import sys
 from contextlib import suppress
-from typing import Any, Dict, List, Mapping, NamedTuple, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Sequence, Tuple
 
 from hpcwrap import __version__, helperclient, log, paths, run
 from hpcwrap.environment import Mount, format_mount, is_name
@@ -61,8 +62,13 @@ class Call(NamedTuple):
     home: str = ""
 
 
-def main(words: Sequence[str]) -> int:
-    """Do what one command line says: a process's edge; returns the exit code."""
+def main(part: str) -> int:
+    """Run one part: a process's edge; the exit code."""
+    return PARTS[part](sys.argv[1:])
+
+
+def start(words: Sequence[str]) -> int:
+    """Do what one command line says; the exit code."""
     try:
         call = parse(words)
         if call.verb == "version":
@@ -107,6 +113,9 @@ def release(words: Sequence[str]) -> int:
         log.say(error.sentence())
         return error.exit_code
     return 0
+
+
+PARTS: Dict[str, Callable[[Sequence[str]], int]] = {"start": start, "release": release}
 
 
 def tell(sentences: Sequence[str], ad: Mapping[str, str]) -> None:
