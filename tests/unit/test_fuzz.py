@@ -185,6 +185,11 @@ def test_bytes_that_are_no_tar_stream(layer: bytes) -> None:
     whole_or_refused(layer)
 
 
+def half_sparse(info: tarfile.TarInfo) -> bool:
+    """Whether a word of a sparse file's map is damaged: tarfile takes the size, and no map."""
+    return info.sparse is None and any(key.startswith("GNU.sparse.") for key in info.pax_headers)
+
+
 @looking(500)
 @given(damaged())
 def test_what_tarfile_reads_we_read_alike(layer: bytes) -> None:
@@ -198,7 +203,7 @@ def test_what_tarfile_reads_we_read_alike(layer: bytes) -> None:
     for index in range(len(ours)):
         entry = ours.entry(index)
         info = theirs.get(entry.data)
-        if entry.kind == FILE and info is not None:
+        if entry.kind == FILE and info is not None and not half_sparse(info):
             assert (info.size, info.uid) == (entry.fields.size, entry.fields.uid)
             # Of several long names tarfile takes the first, an empty one takes none back, and it
             # sees a prefix in GNU's headers, which have times there.
