@@ -15,9 +15,6 @@ ENDED = (3, 4, HELD)
 USUAL_MEMORY = 64
 """MiB of each job: a slot that a job has left is the next one's as it is, larger ones too."""
 
-MORE_THAN_HALF = 21
-"""Cores of a node that has 40: no two such jobs fit one."""
-
 
 class HtCondor(Driver):
     """condor_submit, condor_q, condor_rm; the parallel universe for several nodes."""
@@ -71,7 +68,6 @@ class HtCondor(Driver):
         lines = [f"request_memory = {ask.memory or (200 if ask.nodes > 1 else USUAL_MEMORY)}"]
         if ask.nodes > 1:
             lines += ["universe = parallel", f"machine_count = {ask.nodes}"]
-            lines += [f"request_cpus = {MORE_THAN_HALF}"]
         pairs = " ".join(f"{key}='{value}'" for key, value in ask.variables)
         return [*lines, f'environment = "{pairs}"'] if pairs else lines
 

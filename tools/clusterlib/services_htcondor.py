@@ -54,19 +54,24 @@ ALLOW_ADVERTISE_STARTD = condor@*, root@*, condor_pool@*
 ALLOW_ADVERTISE_SCHEDD = condor@*, root@*, condor_pool@*
 LOCAL_CONFIG_FILE = {node_configuration}
 SEC_PASSWORD_DIRECTORY = /etc/condor/passwords.d
-NUM_CPUS = 40
+NUM_CPUS = 41
 MEMORY = 16000
 BASE_CGROUP =
-START = TRUE
 RUNBENCHMARKS = False
 DISCARD_SESSION_KEYRING_ON_STARTUP = False
 # As much memory as was asked for, to the MiB.
 MODIFY_REQUEST_EXPR_REQUESTMEMORY = RequestMemory
 
-# Jobs over several nodes, of the parallel universe.
+# Jobs of the parallel universe have a static slot of each node: docs/htcondor.md says why.
+SLOT_TYPE_1 = cpus=40, memory=15000
+SLOT_TYPE_1_PARTITIONABLE = True
+NUM_SLOTS_TYPE_1 = 1
+SLOT_TYPE_2 = cpus=1, memory=1000
+NUM_SLOTS_TYPE_2 = 1
 DedicatedScheduler = "DedicatedScheduler@{controller}.hpcwrap"
-STARTD_ATTRS = $(STARTD_ATTRS) DedicatedScheduler
-RANK = Scheduler =?= $(DedicatedScheduler)
+SLOT_TYPE_2_STARTD_ATTRS = DedicatedScheduler
+START = (SlotTypeID =?= 2) == (Scheduler =?= $(DedicatedScheduler))
+IS_OWNER = False
 
 # Quick turns for tests.
 NEGOTIATOR_INTERVAL = 2
