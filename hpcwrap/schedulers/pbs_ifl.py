@@ -6,9 +6,10 @@ compiler.  Strings that the library gives are read as UTF-8 with surrogates.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
-from typing import Dict, Iterator, List, Mapping, NamedTuple, NoReturn, Optional, Sequence
+from typing import Dict, Iterator, List, Mapping, NamedTuple, NoReturn, Optional
 
 from hpcwrap.errors import SiteError, UserError
 from hpcwrap.schedulers.pbs import read_installation
@@ -37,7 +38,7 @@ Attribute._fields_ = [
     ("next", ctypes.POINTER(Attribute)),
     ("name", ctypes.c_char_p),
     ("resource", ctypes.c_char_p),
-    ("value", ctypes.c_char_p),
+    ("value", ctypes.c_void_p),
     ("op", ctypes.c_int),
 ]
 
@@ -102,14 +103,10 @@ class Server:
 
         pbs_submit(3B) adds nothing by itself, as qsub(1B) does: Variable_List is the caller's.
         """
-        kept = make_attributes(attributes)
-        made = self._library.pbs_submit(
-            self._connection,
-            first_of(kept),
-            os.fsencode(script),
-            destination.encode() or None,
-            None,
-        )
+        with lend(self._library, attributes) as lent:
+            made = self._library.pbs_submit(
+                self._connection, lent, os.fsencode(script), destination.encode() or None, None
+            )
         if not made:
             self._fail("submit a job")
         job = ctypes.string_at(made).decode()
@@ -118,8 +115,9 @@ class Server:
 
     def alter(self, job: str, attributes: Mapping[str, str]) -> None:
         """Change a job."""
-        kept = make_attributes(attributes)
-        if self._library.pbs_alterjob(self._connection, job.encode(), first_of(kept), None):
+        with lend(self._library, attributes) as lent:
+            code = self._library.pbs_alterjob(self._connection, job.encode(), lent, None)
+        if code:
             self._fail(f"change job {job}")
 
     def delete(self, job: str) -> None:
@@ -179,6 +177,7 @@ def declare(library: ctypes.CDLL) -> ctypes.CDLL:
         ("pbs_submit", ctypes.c_void_p, (number, attributes, string, string, string)),
         ("pbs_alterjob", number, (number, string, attributes, string)),
         ("pbs_deljob", number, (number, string, string)),
+        ("strdup", ctypes.c_void_p, (string,)),
         ("free", None, (ctypes.c_void_p,)),
     ):
         function = getattr(library, name)
@@ -186,20 +185,27 @@ def declare(library: ctypes.CDLL) -> ctypes.CDLL:
     return library
 
 
-def make_attributes(attributes: Mapping[str, str]) -> Sequence[Attribute]:
-    """A linked list of attributes; whoever gives it to the library keeps this until then."""
+@contextlib.contextmanager
+def lend(
+    library: ctypes.CDLL, attributes: Mapping[str, str]
+) -> Iterator[Optional[ctypes._Pointer[Attribute]]]:
+    """Attributes as the library takes them.
+
+    It frees some values (paths, dependencies) and puts its own in their place: so they are
+    malloc's, and we free those that are there in the end.
+    """
     made = []
     for key, value in attributes.items():
         name, _, resource = key.partition(".")
-        made.append(Attribute(None, name.encode(), resource.encode() or None, os.fsencode(value)))
+        copy = library.strdup(os.fsencode(value))
+        made.append(Attribute(None, name.encode(), resource.encode() or None, copy))
     for each, following in zip(made, made[1:]):
         each.next = ctypes.pointer(following)
-    return made
-
-
-def first_of(attributes: Sequence[Attribute]) -> Optional[ctypes._Pointer[Attribute]]:
-    """The list as the library takes it."""
-    return ctypes.pointer(attributes[0]) if attributes else None
+    try:
+        yield ctypes.pointer(made[0]) if made else None
+    finally:
+        for each in made:
+            library.free(each.value)
 
 
 def walk(found: ctypes._Pointer[BatchStatus]) -> Iterator[BatchStatus]:
@@ -214,7 +220,8 @@ def read_attributes(status: BatchStatus) -> Iterator[tuple[str, str]]:
     each = status.attribs
     while each:
         name, resource = text(each.contents.name), text(each.contents.resource or b"")
-        yield f"{name}.{resource}" if resource else name, text(each.contents.value or b"")
+        value = each.contents.value
+        yield f"{name}.{resource}" if resource else name, text(ctypes.string_at(value or b""))
         each = each.contents.next
 
 

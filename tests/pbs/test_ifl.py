@@ -30,7 +30,12 @@ def refused(call):
 
 with Server() as server:
     print(json.dumps({node.name: node.attributes["state"] for node in server.nodes()}))
-    wanted = {"Resource_List.select": "1:ncpus=1", "Hold_Types": "u", "Job_Name": "made"}
+    wanted = {
+        "Resource_List.select": "1:ncpus=1",
+        "Hold_Types": "u",
+        "Job_Name": "made",
+        "Output_Path": "made.out",
+    }
     job = server.submit(sys.argv[1], wanted)
     server.alter(job, {"Job_Name": "changed", "Resource_List.walltime": "00:01:40"})
     (status,) = server.jobs(job)
