@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Dict, List
 
 from hpcwrap import paths
 from hpcwrap.config import Settings
-from hpcwrap.schedulers.pbs import RESOURCE, read_installation
+from hpcwrap.schedulers.pbs import RESOURCE, VARIABLE, read_installation
 from hpcwrap.schedulers.states import (
     DOWN,
     DRAINED,
@@ -83,7 +83,7 @@ def make_job(job: Status) -> JobState:
 
 def variable(told: Dict[str, str]) -> str:
     """What `qsub -v` named; the list has commas between its variables."""
-    found = re.search(rf"(?:^|,){RESOURCE}=([^,]*)", told.get("Variable_List", ""))
+    found = re.search(rf"(?:^|,){VARIABLE}=([^,]*)", told.get("Variable_List", ""))
     return found.group(1) if found else ""
 
 

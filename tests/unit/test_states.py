@@ -197,7 +197,7 @@ def test_jobs_of_pbs() -> None:
     assert running == JobState(
         "28.ctl", "alice", "running", PINNED, "workq", ("n1", "n2"), 1795350994.0, "STDIN"
     )
-    variables = {"Resource_List.container": "", "Variable_List": "PBS_O_HOME=/h,container=cuda,X=1"}
+    variables = {"Resource_List.container": "", "Variable_List": "A=1,HPCWRAP_CONTAINER=cuda,B="}
     held = pbs_status.make_job(Status("30.ctl", {**PBS_JOB, "job_state": "H", **variables}))
     assert (held.state, held.container) == ("held", "cuda")
 
