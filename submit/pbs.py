@@ -37,13 +37,25 @@ def main(event: Any) -> None:
 
 def asked(event: Any) -> Optional[str]:
     """The option, else at submission the variable; None for neither: a default may come later."""
+    variables = check_variables(event.job) if event.type == pbs.QUEUEJOB else {}
     resources = event.job.Resource_List
     option = resources["container"] if resources else None
     if option is not None:
         return str(option)
-    if event.type == pbs.QUEUEJOB and VARIABLE in (event.job.Variable_List or {}):
-        return str(event.job.Variable_List[VARIABLE])
-    return None
+    return str(variables[VARIABLE]) if VARIABLE in variables else None
+
+
+def check_variables(job: Any) -> Any:
+    """The job's variables, of which PBS loses all, for good, when one is not UTF-8.
+
+    That is told from a job that came without any by what qsub(1B) always sends.
+    """
+    if job.Variable_List is None and job.Keep_Files is not None:
+        raise RefusalError(
+            "cannot read the job's variables: one of them is not UTF-8 "
+            "(see `env`; leave out -V, or unset that one)"
+        )
+    return job.Variable_List or {}
 
 
 def owner(event: Any) -> str:

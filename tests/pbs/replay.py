@@ -32,7 +32,8 @@ class Thing:
     """A job or a vnode: attributes that are not there are None."""
 
     def __init__(self, attributes: Dict[str, Any]) -> None:
-        lists = {name: Resources(attributes.get(name) or {}) for name in LISTS}
+        found = {name: attributes.get(name, {}) for name in LISTS}
+        lists = {name: Resources(found[name]) for name in LISTS if found[name] is not None}
         self.__dict__.update({**attributes, **lists})
         self.rerun_called = False
 

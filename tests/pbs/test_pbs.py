@@ -122,6 +122,31 @@ def test_variables_of_the_user_run_nothing_outside(pbs: Pbs) -> None:
     assert pbs.alice("ls", "ran-outside").code != 0
 
 
+LONG = """
+from hpcwrap.schedulers.pbs_ifl import Server
+with Server() as server:
+    told = {"Variable_List": "PBS_O_WORKDIR=/" + 200000 * "x", "Output_Path": "/home/alice/long"}
+    told |= {"Resource_List.container": "busybox-1", "Resource_List.select": "1:ncpus=1"}
+    print(server.submit("/home/alice/long.sh", told))
+"""
+
+
+def test_variables_that_are_too_long_take_no_node_out(pbs: Pbs) -> None:
+    """With them PBS cannot start the job either; an exception in a hook would blame the node."""
+    pbs.alice("tee", "long.sh", stdin="true\n")
+    ran = pbs.alice("/opt/hpcwrap/bin/python3", "-c", LONG)
+    pbs.wait(Submission(ran.stdout.strip(), ran.stderr, "long"))
+    assert pbs.trouble() == ""
+
+
+def test_variables_that_are_no_utf_8_are_refused(pbs: Pbs) -> None:
+    """PBS would lose all of them, and so that which names the container."""
+    command = "NAME=$(printf 'x\\351') HPCWRAP_CONTAINER=busybox-1 qsub -V -- /bin/true"
+    ran = pbs.alice("sh", "-c", command)
+    assert ran.code != 0
+    assert "hpcwrap: cannot read the job's variables: one of them is not UTF-8" in ran.stderr
+
+
 SILENT = """
 import os, socket, time
 listening = socket.socket()

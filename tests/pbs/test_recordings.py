@@ -18,6 +18,7 @@ from hpcwrap.schedulers import pbs, pbs_hooks
 DIGEST = "sha256:" + 64 * "d"
 OTHER = "sha256:" + 64 * "0"
 RUN = "from hpcwrap.hook import main; main"
+TOLD = "import json, os, sys; os.environ.update(json.load(sys.stdin)); "
 HERE = pwd.getpwuid(os.getuid()).pw_name
 
 
@@ -100,6 +101,15 @@ def test_what_is_refused(recording: str, container: str, sentence: str, table: P
     assert submit(recording, table, container).rejected == f"hpcwrap: {sentence}"
 
 
+def test_variables_that_pbs_has_lost(table: Path) -> None:
+    """One of them was not UTF-8: then a hook gets none, and neither does the job."""
+    recording = load("queuejob-queue")
+    recording["job"]["Variable_List"] = None
+    rejected = replay(recording, "submit", table).rejected
+    assert rejected is not None
+    assert "one of them is not UTF-8" in rejected
+
+
 def test_an_unknown_name_as_qsub_sent_it(table: Path) -> None:
     rejected = submit("queuejob-unknown", table).rejected
     assert rejected == "hpcwrap: there is no environment 'debain-12' (did you mean debian-12?)"
@@ -137,6 +147,7 @@ def installation(tmp_path: Path) -> Installation:
         python.parent.mkdir()
         python.write_text(
             f"#!/bin/sh\nprintf '%s\\n' \"$@\" >{tmp_path}/words\nenv -0 >{tmp_path}/variables\n"
+            f"cat >{tmp_path}/told\n"
             f"echo '{says}' >&2\nexit {code}\n"
         )
         python.chmod(0o755)
@@ -155,12 +166,16 @@ def called(config: Path) -> tuple[list[str], Dict[str, str]]:
     return words, {name: variables[name] for name in variables if name not in ("PWD", "_", "SHLVL")}
 
 
-def begin(name: str, config: Path) -> tuple[Event, Any]:
-    event = replay(load(name), "prolog", config)
-    words, variables = called(config)
-    assert words == ["-I", "-c", f"{RUN}('prolog', 'pbs')"]
-    assert all(key.startswith(("PBS_", "HPCWRAP_")) for key in variables), "nothing inherited"
-    return event, pbs.read_prolog({**variables, "PBS_EUSER": HERE, "PBS_EGROUP": ""})
+def begin(name: str, config: Path, **variables: str) -> tuple[Event, Any]:
+    recording = load(name)
+    recording["job"]["Variable_List"].update(variables)
+    event = replay(recording, "prolog", config)
+    words, inherited = called(config)
+    assert words == ["-I", "-c", f"{TOLD}{RUN}('prolog', 'pbs')"]
+    assert inherited == {}
+    told = json.loads((config.parent / "told").read_text())
+    assert all(key.startswith(("PBS_", "HPCWRAP_")) for key in told)
+    return event, pbs.read_prolog({**told, "PBS_EUSER": HERE, "PBS_EGROUP": ""})
 
 
 def test_the_first_node_of_a_job(installation: Installation) -> None:
@@ -171,6 +186,13 @@ def test_the_first_node_of_a_job(installation: Installation) -> None:
     assert (request.container, request.origin) == ("debian-12", "-l container")
     assert request.pin.startswith("sha256:")
     assert (job.limits.memory, job.limits.cpus) == (100 << 20, 1.0)
+
+
+def test_variables_that_no_program_can_be_given(installation: Installation) -> None:
+    """An exception in this hook would take the node out of service."""
+    long = "/" + "x" * (1 << 18)
+    event, (job, _) = begin("execjob_begin-first", installation(), PBS_O_WORKDIR=long)
+    assert (event.rejected, job.workdir) == (None, long)
 
 
 def test_another_node_of_it(installation: Installation) -> None:
