@@ -8,18 +8,17 @@ directory that is made, found or removed here.  docs/decisions/0103 has the word
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import signal
 import sys
-import zlib
-from contextlib import contextmanager, suppress
-from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Tuple, cast
+from contextlib import suppress
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Tuple, cast
 
 from hpcwrap import epilog, log, owners, paths, prolog, record, schedulers, sweep
 from hpcwrap.config import Settings
-from hpcwrap.container.namespaces import locked
 from hpcwrap.environment import Mount, parse_mount, target_key
 from hpcwrap.errors import HpcwrapError, SiteError, UserError
 from hpcwrap.helperclient import LONGEST
@@ -36,8 +35,8 @@ MOST_CONTAINERS = 256
 GENERATIONS = 3
 """How far above the caller the process may be whose life is the container's."""
 
-LOCKS = 64
-"""How many locks there are; a container has the one of its name's checksum."""
+SO_PEERPIDFD = 77
+"""Of asm-generic/socket.h, Linux 6.5; Python has no name for it."""
 
 JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}", re.ASCII)
 MOUNT_OPTIONS = frozenset(("ro", "rw", "bind", "rbind", "nofail"))
@@ -59,6 +58,8 @@ class Caller(NamedTuple):
 
     user: User
     process: int
+    held: int
+    """A descriptor of the process (pidfd_open(2)): its number may be another's by now."""
 
 
 class Asked(NamedTuple):
@@ -132,7 +133,44 @@ def find_caller(talk: Any) -> Caller:
     process, uid, _ = layout.unpack(
         talk.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, layout.size)
     )
-    return Caller(find_user(str(uid)), process)
+    return Caller(find_user(str(uid)), process, hold(talk, process))
+
+
+def hold(talk: Any, process: int) -> int:
+    """A descriptor of the process that connected.  Raises UserError for one that is gone.
+
+    Before Linux 6.5 it may be of another that has the number; `check_caller` sees whose.
+    """
+    import socket
+
+    try:
+        descriptor = talk.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD, 4)
+        return int.from_bytes(descriptor, sys.byteorder)
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            raise gone() from None
+    try:
+        return os.pidfd_open(process)
+    except ProcessLookupError:
+        raise gone() from None
+
+
+def check_caller(caller: Caller) -> None:
+    """Raise UserError where the number of the caller is not, or may not be, the caller's any more.
+
+    Otherwise all that was told of that number before was of the caller.
+    """
+    own = is_own(caller.process, caller)
+    with suppress(ProcessLookupError):
+        signal.pidfd_send_signal(caller.held, 0)
+        if own:
+            return
+    raise gone()
+
+
+def gone() -> UserError:
+    """A socket can be handed on, and the process that connected it end."""
+    return UserError("cannot make a container: the process that asked for it is not there any more")
 
 
 def read_message(line: bytes) -> Asked:
@@ -184,6 +222,7 @@ def prepare(caller: Caller, asked: Asked) -> Dict[str, Any]:
     adapter, job, request = read_job(caller, asked)
     job = job._replace(owners=(find_owner(caller, asked.above),))
     confined = is_confined(caller)
+    check_caller(caller)
     if confined:
         job = job._replace(limits=NO_LIMITS)
     called = Called(adapter, read_mounts(asked.mounts))
@@ -191,7 +230,7 @@ def prepare(caller: Caller, asked: Asked) -> Dict[str, Any]:
     note = json.dumps([request, asked.mounts, job.workdir, job.places]).encode()
     place = paths.JobPaths(job.id)
     sweep.sweep_quietly()
-    with one_at_a_time(job.id):
+    with owners.alone(paths.HELPER_TURNS, job.id):
         if not (is_made(place, note) and owners.add(place, *job.owners)):
             check_number(caller.user)
             if not make(called, job, request, note):
@@ -224,7 +263,7 @@ def release(caller: Caller, asked: Asked) -> Dict[str, Any]:
     One that is not there is fine.
     """
     _, job, _ = read_job(caller, asked)
-    with one_at_a_time(job.id):
+    with owners.alone(paths.HELPER_TURNS, job.id):
         summary = epilog.epilog(job.id)
     if summary is None:
         return {"released": False}
@@ -342,15 +381,6 @@ def show_variables(adapter: schedulers.CallerAdapter, variables: Mapping[str, st
             os.environ[name] = variables[name]
 
 
-@contextmanager
-def one_at_a_time(job_id: str) -> Iterator[None]:
-    """Wait for another call for the same container: the ranks of a node come all at once."""
-    os.makedirs(paths.HELPER_LOCKS, mode=0o700, exist_ok=True)
-    number = zlib.crc32(job_id.encode()) % LOCKS
-    with locked(os.path.join(paths.HELPER_LOCKS, str(number))):
-        yield
-
-
 def is_made(place: paths.JobPaths, note: bytes) -> bool:
     """True when the container is there, whole, and made for the same words."""
     try:
@@ -376,4 +406,6 @@ def join_limits(place: paths.JobPaths, caller: Caller) -> None:
     if os.path.exists(place.cgroups):
         from hpcwrap.container import limits
 
+        check_caller(caller)
         limits.join(place, caller.process)
+        check_caller(caller)

@@ -31,10 +31,17 @@ def turn(place: JobPaths, *, wait: bool = True) -> Iterator[bool]:
 
     Raises NodeError.
     """
-    fd = _open_turns(place.turns)
+    with alone(place.turns, os.path.basename(place.directory), wait=wait) as ours:
+        yield ours
+
+
+@contextmanager
+def alone(path: str, job_id: str, *, wait: bool = True) -> Iterator[bool]:
+    """Have a job to oneself among all who say so by the same file.  Raises NodeError."""
+    fd = _open_turns(path)
     how = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
     try:
-        yield _lock(fd, how, _byte_of(os.path.basename(place.directory)))
+        yield _lock(fd, how, byte_of(job_id))
     finally:
         os.close(fd)
 
@@ -129,8 +136,14 @@ def _lock(fd: int, how: int, byte: int) -> bool:
     return True
 
 
-def _byte_of(job_id: str) -> int:
-    """A job's byte; two jobs that share one wait for each other, and that is all."""
+def byte_of(job_id: str) -> int:
+    """A job's byte; two jobs that share one wait for each other, and that is all.
+
+    Whoever calls the helper chooses words of the id, and could choose some with the checksum of
+    another's job: what ends with a user's number shares bytes with that user's jobs only.
+    """
     import binascii
 
-    return binascii.crc32(job_id.encode("utf-8", "surrogateescape"))
+    stem, _, user = job_id.rpartition("-u")
+    high = int(user) & 0x7FFFFFFF if stem and user.isdecimal() else 0
+    return high << 32 | binascii.crc32(job_id.encode("utf-8", "surrogateescape"))

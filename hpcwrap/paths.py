@@ -19,8 +19,8 @@ JOBS = RUN + "/jobs"
 HELPER_SOCKET = RUN + "/helper.sock"
 """Where the helper listens (hpcwrap-helper.socket); everyone may connect."""
 
-HELPER_LOCKS = RUN + "/helper-locks"
-"""One call at a time for each container; root's alone."""
+HELPER_TURNS = RUN + "/helper-turns"
+"""A file with a lock for each container: one call of the helper at a time."""
 
 CONFIG_FILE = "/etc/hpcwrap/hpcwrap.yaml"
 """The site's settings; $HPCWRAP_CONFIG names another file (ignored when set-uid or in a hook)."""
@@ -133,9 +133,9 @@ def wait_program() -> str:
     return _built("libexec/hpcwrap/hpcwrap-wait", "hpcwrap-wait")
 
 
-def inside_programs() -> Tuple[str, ...]:
+def inside_programs(other: str) -> Tuple[str, ...]:
     """Our programs for the inside of a container that has other nodes beside it."""
-    return (launch_program(), data("enter", "hpcwrap-sshd"))
+    return (launch_program(), data("enter", other))
 
 
 def spank_plugin() -> str:

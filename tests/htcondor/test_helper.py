@@ -208,6 +208,14 @@ def test_limits_are_for_the_caller_and_what_it_starts(pool: HtCondor) -> None:
     assert "limit memory" in ask(pool, "alice", message(limits={"memory": -1}))["error"]
 
 
+def test_who_connected_and_ended_gets_nothing(pool: HtCondor) -> None:
+    """Its number may be another's process, which would be moved into a cgroup that gets killed."""
+    for limits in ({}, {"memory": 64 << 20}):
+        answer = send(pool, "alice", "heir", json.dumps(message(limits=limits)))
+        assert "is not there any more" in answer["error"]
+    assert pool.leftovers(NODE) == []
+
+
 def test_limits_are_no_way_out_of_a_cgroup(pool: HtCondor) -> None:
     """A process that somebody has put into a cgroup stays there, whatever it asks for."""
     made = pool.root(NODE, "sh", "-c", CONFINE)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Iterator
+from zlib import crc32
 
 import pytest
 
@@ -35,6 +37,20 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     with subprocess.Popen(["sleep", "100"]) as child:
         yield child
         child.kill()
+
+
+def test_nobody_shares_a_turn_with_anothers_job_by_choice_of_words() -> None:
+    """A checksum of 32 bits is soon found twice."""
+    slots = [str(random.Random(n).getrandbits(60)) for n in range(100000)]
+    ours, theirs = (
+        {crc32(name.encode()): name for name in (f"htcondor-1.0-{slot}-u{user}" for slot in slots)}
+        for user in (2001, 2002)
+    )
+    same = ours.keys() & theirs.keys()
+    assert same
+    assert all(owners.byte_of(ours[each]) != owners.byte_of(theirs[each]) for each in same)
+    assert owners.byte_of("gridengine-1-0") >> 32 == 0
+    assert 0 < owners.byte_of("lsf-1-0-u4294967294") < 1 << 63
 
 
 def jobs_of(place: JobPaths) -> str:
