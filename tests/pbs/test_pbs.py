@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+from contextlib import contextmanager
+from typing import Iterator
 
 import pytest
 from driver import Ask, Submission
@@ -41,6 +44,49 @@ def test_memory_is_held_to_what_the_job_asked_for(pbs: Pbs) -> None:
     script = "dd if=/dev/zero of=/dev/null bs=400M count=1 && echo survived; exit 0\n"
     job = pbs.run(Ask(script, "busybox-1", memory=64))
     assert "survived" not in job.output
+
+
+@contextmanager
+def pbs_cgroups(pbs: Pbs, node: str) -> Iterator[None]:
+    """PBS's own hook at work on one node: nodes of this cluster share one tree of cgroups."""
+    hook = "pbs_cgroups application/x-config default"
+    before = pbs.root("ctl", "qmgr", "-c", f"export hook {hook}").stdout
+    wanted = json.loads(before)
+    wanted.update(run_only_on_hosts=[node], discover_gpus=False)
+    wanted["cgroup"]["cpuset"]["enabled"] = False
+    import_hook(pbs, hook, json.dumps(wanted))
+    pbs.root("ctl", "qmgr", "-c", "set hook pbs_cgroups enabled=true")
+    path = "/var/spool/pbs/mom_priv/hooks/pbs_cgroups"
+    try:
+        ready = f"grep -q {node} {path}.CF && ! grep -q enabled=false {path}.HK"
+        assert pbs.eventually(lambda: pbs.root(node, "sh", "-c", ready).code == 0)
+        yield
+    finally:
+        pbs.root("ctl", "qmgr", "-c", "set hook pbs_cgroups enabled=false")
+        import_hook(pbs, hook, before)
+        left = "rmdir /sys/fs/cgroup/*/pbs_jobs.service/jobid /sys/fs/cgroup/*/pbs_jobs.service"
+        pbs.root(node, "sh", "-c", left)
+
+
+def import_hook(pbs: Pbs, hook: str, text: str) -> None:
+    """qmgr wants a file whose name ends in .json."""
+    pbs.root("ctl", "tee", "/tmp/hook.json", stdin=text)
+    assert pbs.root("ctl", "qmgr", "-c", f"import hook {hook} /tmp/hook.json").code == 0
+
+
+def test_where_pbs_cgroups_holds_jobs_to_their_limits_hpcwrap_adds_none(pbs: Pbs) -> None:
+    script = (
+        "cat /proc/self/cgroup; dd if=/dev/zero of=/dev/null bs=400M count=1 && echo survived\n"
+        f"{INSIDE}\n"
+    )
+    options = ["-l", "container=busybox-1", "-l", "select=1:ncpus=1:mem=64mb:host=n1"]
+    with pbs_cgroups(pbs, "n1"):
+        ran = pbs.alice("qsub", *options, "-o", "cg.out", "-e", "cg.err", stdin=script)
+        job = pbs.wait(Submission(ran.stdout.strip(), ran.stderr, "cg"))
+    assert f":memory:/pbs_jobs.service/jobid/{ran.stdout.strip()}\n" in job.output
+    assert "hpcwrap" not in job.output
+    assert "survived" not in job.output
+    assert job.output.endswith("\nn1\n")
 
 
 def test_a_program_and_its_words(pbs: Pbs) -> None:
