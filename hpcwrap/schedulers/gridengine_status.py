@@ -24,6 +24,7 @@ from hpcwrap.schedulers.states import (
     parse_time,
     unique,
 )
+from hpcwrap.textfile import read_text
 
 CONTEXT = "hpcwrap"
 """The filter's note in a job's context."""
@@ -33,10 +34,14 @@ TIME = "%Y-%m-%dT%H:%M:%S"
 
 def is_here(_settings: Settings) -> bool:
     """There are qhost (PBS has a qstat, too) and a cell, Debian's or the one of the variables."""
+    return bool(read_master()) and find_command("qhost") is not None
+
+
+def read_master() -> str:
+    """The host of sge_qmaster, as the cell has it; empty without a cell (sge_conf(5))."""
     root = os.environ.get("SGE_ROOT", "/var/lib/gridengine")
     cell = os.environ.get("SGE_CELL", "default")
-    there = os.path.exists(os.path.join(root, cell, "common", "act_qmaster"))
-    return there and find_command("qhost") is not None
+    return read_text(os.path.join(root, cell, "common", "act_qmaster")).strip()
 
 
 def read_jobs(_settings: Settings) -> List[JobState]:

@@ -7,16 +7,18 @@ import time
 from typing import Dict, Iterator, List, Optional
 
 from hpcwrap import config, paths, run
-from hpcwrap.errors import HpcwrapError
+from hpcwrap.errors import HpcwrapError, SiteError
 from hpcwrap.finding import MISSING, NOTE, WELL, WRONG, Finding
 from hpcwrap.image.store import Store
 from hpcwrap.record import publish
-from hpcwrap.schedulers import gridengine_table
+from hpcwrap.schedulers import gridengine_status, gridengine_table, states
 from hpcwrap.schedulers.gridengine import COMPLEX
 from hpcwrap.textfile import read_text
 from hpcwrap.verbs import setup_host
 
-FILES = ("complex", "conf")
+FILES = ("conf", "complex")
+"""The attribute last: jobs that ask for it wait for ever where the filter does not take it out."""
+
 AFTERWARDS = "wait some seconds until the nodes have heard of it"
 COMMANDS = {"complex": "qconf -mc", "conf": "qconf -mconf"}
 
@@ -26,13 +28,19 @@ ATTRIBUTE = f"{COMPLEX}  ctr  RESTRING  ==  YES  NO  NONE  0"
 BUILTIN = ("rsh_command", "rsh_daemon", "rlogin_command", "rlogin_daemon")
 """Ways of qrsh that start a command by the shepherd; with others no starter is asked."""
 
+HINT = "install it, or have PATH and SGE_ROOT say where it is (settings.sh)"
+
 QCONF_TIMEOUT = 20
 """Seconds for sge_qmaster to answer."""
 
 
 def is_master() -> bool:
-    """True on a host that sge_qmaster may run on: only it needs the table."""
-    return run.find_program("sge_qmaster") is not None
+    """True on sge_qmaster's host: only it needs the table.
+
+    All hosts may have the program, where they share $SGE_ROOT; a cell says who is the master.
+    """
+    name = gridengine_status.read_master()
+    return name.partition(".")[0] == os.uname().nodename.partition(".")[0]
 
 
 def hooks() -> Dict[str, str]:
@@ -48,6 +56,8 @@ def install(config_file: Optional[str]) -> Iterator[str]:
 
     Yields a line for each step.  Raises HpcwrapError.
     """
+    setup_host.need_root()
+    need_qconf()
     yield from setup_host.prepare(config_file)
     if is_master():
         yield write_table(config_file)
@@ -130,6 +140,8 @@ def check(config_file: Optional[str]) -> List[Finding]:
     findings = setup_host.check_programs("gridengine")
     if is_master():
         findings.append(check_table(config_file))
+    if states.find_command("qconf") is None:
+        return [*findings, Finding("qconf", "Grid Engine", MISSING, f"not on this host: {HINT}")]
     there = parse(qconf("-sconf"))
     if not there:
         return [*findings, Finding("qconf", "sge_qmaster", WRONG, "does not answer `qconf -sconf`")]
@@ -193,9 +205,17 @@ def check_ways(there: Dict[str, str]) -> List[Finding]:
 # ---- Grid Engine's answers ----
 
 
+def need_qconf() -> str:
+    """The path of qconf.  Raises SiteError."""
+    program = states.find_command("qconf")
+    if program is None:
+        raise SiteError("cannot find Grid Engine's qconf on this host", HINT)
+    return program
+
+
 def qconf(*words: str) -> str:
     """What qconf prints, empty where it fails or is not there."""
-    program = run.find_program("qconf")
+    program = states.find_command("qconf")
     if program is None:
         return ""
     # qconf(1): without this, long values go on in further lines.

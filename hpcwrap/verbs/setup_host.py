@@ -48,9 +48,9 @@ def build(
     Returns what was done.  Raises HpcwrapError, as `explain` makes it of make's.
     """
     targets = {name: target() for name, target in programs.items()}
-    told = " and ".join(targets.values())
+    places = " and ".join(sorted({os.path.dirname(target) for target in targets.values()}))
     if not anew and is_up_to_date(list(targets.values())):
-        return f"{told} are up to date"
+        return f"the programs in {places} are up to date"
     make = run.need_program("make", "make")
     run.need_program("cc", "gcc")
     with tempfile.TemporaryDirectory(prefix="hpcwrap-") as directory:
@@ -60,7 +60,7 @@ def build(
             raise explain(error) from error
         for name, target in targets.items():
             publish_program(os.path.join(directory, name), target)
-    return f"built {told}"
+    return f"built {', '.join(targets)} in {places}"
 
 
 def is_up_to_date(programs: List[str]) -> bool:

@@ -29,8 +29,9 @@ def install(config_file: Optional[str]) -> Iterator[str]:
 
     Yields a line for each step.  Raises HpcwrapError.
     """
-    yield from setup_host.prepare(config_file)
+    setup_host.need_root()
     daemons = list_daemons()
+    yield from setup_host.prepare(config_file)
     changed = False
     if "STARTD" in daemons:
         yield setup_helper.install()

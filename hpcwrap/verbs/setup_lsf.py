@@ -50,6 +50,8 @@ def install(config_file: Optional[str]) -> Iterator[str]:
 
     Yields a line for each step.  Raises HpcwrapError.
     """
+    setup_host.need_root()
+    need_servers(lsf_files.find_place(os.environ))
     yield from setup_host.prepare(config_file)
     yield setup_helper.install()
     yield write_table(config_file)
@@ -90,13 +92,7 @@ def write_table(config_file: Optional[str]) -> str:
     """Write an esub for each environment into LSF_SERVERDIR, and take away those of others gone."""
     setup_host.need_root()
     site = load_site(config_file)
-    directory = site.place.servers
-    if not os.path.isdir(directory):
-        raise SiteError(
-            f"cannot find LSF's programs: LSF_SERVERDIR of {site.place.conf} is "
-            f"{directory or 'not set'}",
-            "set LSF_ENVDIR to the directory of lsf.conf",
-        )
+    directory = need_servers(site.place)
     there = find_methods(directory)
     wanted = {name: esub_text(name) for name in site.methods}
     taken = [name for name in wanted if name not in there and is_foreign(directory, name)]
@@ -107,6 +103,17 @@ def write_table(config_file: Optional[str]) -> str:
     for name in gone:
         os.unlink(os.path.join(directory, f"esub.{name}"))
     return describe(directory, changed, gone, taken)
+
+
+def need_servers(place: Place) -> str:
+    """The directory of LSF's own programs.  Raises SiteError."""
+    if not os.path.isdir(place.servers):
+        raise SiteError(
+            f"cannot find LSF's programs: LSF_SERVERDIR of {place.conf} is "
+            f"{place.servers or 'not set'}",
+            "set LSF_ENVDIR to the directory of lsf.conf",
+        )
+    return place.servers
 
 
 def describe(directory: str, changed: List[str], gone: List[str], taken: List[str]) -> str:

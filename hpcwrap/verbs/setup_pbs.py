@@ -51,12 +51,24 @@ def install(config_file: Optional[str]) -> Iterator[str]:
 
     Yields a line for each step.  Raises HpcwrapError.
     """
+    setup_host.need_root()
+    need_programs(pbs.read_installation(os.environ))
     yield from setup_host.prepare(config_file)
     site = load_site(config_file)
     if site.is_server:
         yield install_resource(site)
         for hook in site.hooks():
             yield install_hook(site, hook)
+
+
+def need_programs(place: pbs.Installation) -> None:
+    """Raise SiteError on a host without PBS."""
+    if not os.path.isdir(place.programs):
+        raise SiteError(
+            f"cannot find PBS on this host: PBS_EXEC of {paths.PBS_CONF} is no directory: "
+            f"{place.programs}",
+            "set PBS_CONF_FILE where pbs.conf is elsewhere",
+        )
 
 
 def where(config_file: Optional[str], file: str) -> str:  # noqa: ARG001

@@ -17,6 +17,10 @@ def renew(config_file: Optional[str]) -> None:
         from hpcwrap.verbs import setup_slurm
 
         setup_slurm.renew_table(config_file)
+    if os.geteuid() == 0 and os.path.exists(paths.GRIDENGINE_TABLE):
+        from hpcwrap.verbs import setup_gridengine
+
+        setup_gridengine.write_table(config_file)
     if os.geteuid() == 0 and os.path.exists(paths.PBS_CONF):
         from hpcwrap.verbs import setup_pbs
 
