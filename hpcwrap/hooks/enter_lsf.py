@@ -127,9 +127,15 @@ def ask(what: str, environ: Mapping[str, str]) -> Dict[str, Any]:
 
 
 def spoken(environ: Mapping[str, str]) -> Dict[str, str]:
-    """What the helper is told; a text of several lines cannot be meant."""
+    """What the helper is told; a text of several lines cannot be meant.
+
+    But a request never counts as none: it is to be refused.
+    """
     names = {*lsf.WORDS, *lsf.CALLER_VARIABLES}
-    return {name: environ[name] for name in sorted(names) if is_line(environ.get(name))}
+    told = {name: environ[name] for name in sorted(names) if is_line(environ.get(name))}
+    if lsf.VARIABLE in environ:
+        told[lsf.VARIABLE] = environ[lsf.VARIABLE].replace("\n", "?")
+    return told
 
 
 def is_line(text: Optional[str]) -> bool:

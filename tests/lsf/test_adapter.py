@@ -169,6 +169,12 @@ def test_only_what_is_one_line_is_spoken() -> None:
     assert told == {name: VARIABLES[name] for name in sorted(VARIABLES) if name != "LSB_QUEUE"}
 
 
+def test_a_request_of_two_lines_is_no_request_for_none() -> None:
+    told = enter_lsf.spoken(variables(HPCWRAP_REQUEST="debian-12\n"))
+    with pytest.raises(UserError, match="its value is no environment's name"):
+        lsf.read_request(told)
+
+
 def test_no_ancestor_is_no_generation() -> None:
     assert enter_lsf.generations(str(os.getppid())) == 1
     assert enter_lsf.generations("") == 0

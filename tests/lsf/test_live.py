@@ -75,6 +75,11 @@ def test_nobody_gets_an_environment_of_others_without_the_filter(jobs: Jobs) -> 
     assert "hpcwrap: alice may not use the environment bobs" in ended.errors
 
 
+def test_a_request_of_two_lines_without_the_filter(jobs: Jobs) -> None:
+    ended = jobs.run(INSIDE, variables=("LSB_ESUB_METHOD=", "HPCWRAP_REQUEST=busybox-1\n"))
+    assert (ended.code, ended.output) == (125, "")
+
+
 def test_a_login_shell_would_lose_the_request(jobs: Jobs) -> None:
     submission = jobs.submit("-L", "/bin/sh", "-a", "busybox-1", INSIDE)
     assert submission.id == ""
@@ -202,6 +207,7 @@ def test_without_a_helper_a_job_waits_and_nothing_runs_outside(lsf: Lsf, jobs: J
 
 def test_the_check_of_the_site_is_well(lsf: Lsf) -> None:
     for node in ("ctl", *NODES):
+        lsf.root(node, "hpcwrap", "setup", "lsf", "--table")  # Other tests told ctl alone.
         ran = lsf.root(node, "hpcwrap", "setup", "lsf", "--check")
         lines = ran.stdout.splitlines()
         if node == "ctl":  # It runs no jobs.
