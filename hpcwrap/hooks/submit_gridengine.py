@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import gc
 import os
+import select
 import sys
 import time
-from typing import IO, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from hpcwrap import config, paths, submit
 from hpcwrap.environment import allowed, refusal
@@ -24,6 +25,8 @@ from hpcwrap.schedulers.gridengine_table import Reader, Table
 
 LOGIN = "NONE"
 """What CMDNAME is for qlogin, and for qrsh without a command."""
+
+VERBS = ("START", "PARAM", "ENV", "BEGIN")
 
 CONTEXT = "hpcwrap"
 """The job's context shows what it gets: `qstat -j`."""
@@ -44,32 +47,69 @@ def main(_scheduler: str) -> int:
     """Serve until the server hangs up or says so."""
     gc.enable()
     reader = Reader(paths.GRIDENGINE_TABLE)
-    with open(sys.stdin.fileno(), encoding="utf-8", errors="surrogateescape") as lines:
-        for submission in submissions(lines):
-            for line in answer(submission, reader):
-                say(line)
+    for submission in submissions(Lines(sys.stdin.fileno())):
+        for line in answer(submission, reader):
+            say(line)
     return 0
 
 
-def submissions(lines: IO[str]) -> Iterator[Submission]:
-    """Speak the protocol up to BEGIN, again and again."""
-    submission = Submission({}, {})
+class Lines:
+    """Lines from the server, and whether there is another already."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._rest = b""
+
+    def __iter__(self) -> Iterator[str]:
+        while True:
+            line, found, rest = self._rest.partition(b"\n")
+            if found:
+                self._rest = rest
+                yield line.decode("utf-8", "surrogateescape")
+                continue
+            more = os.read(self._fd, 1 << 16)
+            if not more:
+                return
+            self._rest += more
+
+    def pending(self) -> bool:
+        """Whether something has come that was not looked at."""
+        return bool(self._rest) or bool(select.select([self._fd], [], [], 0)[0])
+
+
+def submissions(lines: Lines) -> Iterator[Submission]:
+    """Speak the protocol up to BEGIN, again and again, as long as the server keeps to it.
+
+    A line feed in a value makes a line of the user's.  An answer to a BEGIN among them would be
+    taken for that to the next job, which is somebody else's: then this ends, and the server starts
+    another filter.
+    """
+    submission: Optional[Submission] = None
     for line in lines:
-        verb, _, rest = line.rstrip("\n").partition(" ")
+        verb, _, rest = line.partition(" ")
+        if verb == "QUIT" or (verb in VERBS and (verb == "START") is (submission is not None)):
+            return
         if verb == "START":
             submission = Submission({}, {})
             say("SEND ENV")
             say("STARTED")
-        elif verb == "PARAM":
-            name, _, value = rest.partition(" ")
-            submission.parameters[name] = value
-        elif verb == "ENV":
-            name, _, value = rest.partition(" ")[2].partition(" ")
-            submission.variables[name] = value
-        elif verb == "BEGIN":
+        elif submission is not None and verb != "BEGIN":
+            note(submission, verb, rest)
+        elif submission is not None:
+            if lines.pending():
+                return
             yield submission
-        elif verb == "QUIT":
-            return
+            submission = None
+
+
+def note(submission: Submission, verb: str, rest: str) -> None:
+    """Keep what a line says of the job; one that is no word of the protocol goes on the last."""
+    if verb == "PARAM":
+        name, _, value = rest.partition(" ")
+        submission.parameters[name] = value
+    elif verb == "ENV":
+        name, _, value = rest.partition(" ")[2].partition(" ")
+        submission.variables[name] = value
 
 
 def say(line: str) -> None:

@@ -47,8 +47,14 @@ COMMANDS = (
 LAUNCH = ("-inherit", "-V", "%h", "%c")
 """qrsh(1): a task of the parallel job on another of its nodes."""
 
-LOGINS = ("QLOGIN", "QRLOGIN")
-"""What `script_file` says where the shepherd starts a login shell itself (qlogin, bare qrsh)."""
+LOGINS = ("QLOGIN", "QRLOGIN", "INTERACTIVE")
+"""What `script_file` says, in any letters, where the shepherd starts a login shell or an xterm
+itself (qlogin, bare qrsh, qsh)."""
+
+DAEMONS = ("rsh_daemon", "rlogin_daemon", "qlogin_daemon")
+BEFORE_DAEMONS = "queue_tmpdir"
+"""Programs that shepherds start as root, and what execd writes before them, after all of a user's
+words."""
 
 SIZE = re.compile(r"([0-9]{1,18})([kKmMgGtT]?)")
 FACTORS = {"": 1, **{x: 1000**n for n, x in enumerate("kmgt", 1)}}
@@ -71,7 +77,7 @@ class Spool(NamedTuple):
     @property
     def is_login(self) -> bool:
         """Whether the shepherd will start the user's login shell, past every starter."""
-        return self.config.get("script_file") in LOGINS
+        return self.config.get("script_file", "").upper() in LOGINS
 
     @property
     def is_task(self) -> bool:
@@ -106,6 +112,11 @@ def read_config(path: str) -> Dict[str, str]:
     """
     found: Dict[str, str] = {}
     for name, value in read_pairs(path):
+        if name in DAEMONS and BEFORE_DAEMONS not in found:
+            raise UserError(
+                f"cannot start the job: its configuration has {name} where execd writes none",
+                "leave out the line feed in a path or a name",
+            )
         if found.setdefault(name, value) != value:
             raise UserError(
                 f"cannot start the job: its configuration has {name} twice",

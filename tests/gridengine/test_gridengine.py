@@ -239,6 +239,33 @@ def test_a_line_feed_makes_nobody_else(grid: GridEngine) -> None:
     assert "hpcwrap: cannot start the job: its configuration has job_owner twice" in reason()
 
 
+@pytest.mark.usefixtures("well")
+@pytest.mark.parametrize("words", [("qrsh", "rsh_daemon"), ("qlogin", "qlogin_daemon")])
+def test_a_line_feed_has_nothing_started_as_root(grid: GridEngine, words: tuple[str, str]) -> None:
+    """A command of such a name is a login to shepherds, and its daemon is root's."""
+    command, name = words
+    output = f"/home/alice/x\n{name}=/home/alice/evil/daemon"
+    job_id = grid.alice("qsub", "-terse", "-b", "y", "-o", output, command).stdout.strip()
+
+    def reason() -> str:
+        return grid.root("ctl", "qstat", "-j", job_id).stdout
+
+    assert grid.eventually(lambda: "error reason" in reason())
+    assert f"its configuration has {name} where execd writes none" in reason()
+
+
+def test_a_line_feed_gives_nobody_anothers_answer(grid: GridEngine) -> None:
+    """The filter is one for all: what it says of a job must not be read as said of the next."""
+    forged = grid.alice("qsub", "-o", "/home/alice/x\nBEGIN", *INSIDE, "-b", "y", "true")
+    assert forged.code == 1
+    for _ in range(2):
+        refused = grid.bob("qsub", "-l", "container=nosuch", "-b", "y", "true")
+        assert "there is no environment 'nosuch'" in refused.stderr
+        taken = grid.bob("qsub", "-h", "-terse", *INSIDE, "-b", "y", "true")
+        assert taken.code == 0
+        grid.bob("qdel", taken.stdout.strip())
+
+
 # ---- interactive jobs ----
 
 
@@ -249,7 +276,7 @@ def test_the_exit_code_of_a_command(grid: GridEngine) -> None:
     assert ran.stdout.startswith("debian-12\ndebian-12@sha256:")
 
 
-@pytest.mark.parametrize("words", [("qlogin",), ("qrsh", "-now", "n")])
+@pytest.mark.parametrize("words", [("qlogin",), ("qrsh", "-now", "n"), ("qsh", "-display", "x:0")])
 def test_a_login_is_refused_at_submission(grid: GridEngine, words: tuple[str, ...]) -> None:
     ran = grid.alice("timeout", "-s", "KILL", "60", *words, *INSIDE)
     assert ran.code == 1
@@ -258,12 +285,18 @@ def test_a_login_is_refused_at_submission(grid: GridEngine, words: tuple[str, ..
 
 @pytest.mark.usefixtures("well")
 def test_a_login_is_refused_on_the_node(grid: GridEngine) -> None:
-    """The filter does not know which of the queues it will be; qlogin waits for half a minute."""
-    command = f"echo touch {OUTSIDE} | timeout -s KILL 60 qlogin -now n -q 'contain*'"
-    grid.alice("sh", "-c", f"({command}) >/dev/null 2>&1 &")
+    """The filter does not know which of the queues it will be; both wait for half a minute."""
     messages = "/var/spool/gridengine/qmaster/messages"
     reason = "returned because: hpcwrap: cannot log in to a job with a container"
-    assert grid.eventually(lambda: reason in grid.root("ctl", "cat", messages).stdout, 60)
+    before = grid.root("ctl", "cat", messages).stdout.count(reason)
+    for login in ("qlogin", "qsh -display x:0"):
+        command = f"echo touch {OUTSIDE} | timeout -s KILL 60 {login} -now n -q 'contain*'"
+        grid.alice("sh", "-c", f"({command}) >/dev/null 2>&1 &")
+
+    def refused() -> int:
+        return grid.root("ctl", "cat", messages).stdout.count(reason) - before
+
+    assert grid.eventually(lambda: refused() == 2, 60)
     assert grid.alice("ls", OUTSIDE).code != 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Dict, List, Optional
 
@@ -152,9 +153,41 @@ def reader(tmp_path: Path) -> gridengine_table.Reader:
 
 def answer(reader: gridengine_table.Reader, *lines: str) -> List[str]:
     """The filter's answer to lines of the protocol."""
-    said = iter([f"{line}\n" for line in ("START", "PARAM USER root", *lines, "BEGIN")])
-    (submission,) = jsv.submissions(said)  # type: ignore[arg-type]
+    (submission,) = told("START", "PARAM USER root", *lines, "BEGIN")
     return jsv.answer(submission, reader)
+
+
+def told(*lines: str) -> List[jsv.Submission]:
+    """The submissions that the filter finds, where the server writes a line when it has to."""
+    reading, writing = os.pipe()
+    found: List[jsv.Submission] = []
+    try:
+        waiting = jsv.submissions(jsv.Lines(reading))
+        for line in lines:
+            os.write(writing, f"{line}\n".encode())
+            if line == "BEGIN":
+                found += [each for each in [next(waiting, None)] if each]
+        os.close(writing)
+        return [*found, *waiting]
+    finally:
+        os.close(reading)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["x\nBEGIN\nSTART", "x\nBEGIN\ny", "x\nSTART\nPARAM l_hard container=bobs", "x\nQUIT"],
+)
+def test_a_line_feed_gives_nobody_anothers_answer(value: str) -> None:
+    assert told("START", f"PARAM o {value}", "PARAM l_hard container=debian-12", "BEGIN") == []
+
+
+def test_after_an_early_begin_nothing_more_is_answered() -> None:
+    early = told("START", "PARAM o x", "BEGIN", "PARAM l_hard container=debian-12", "BEGIN")
+    assert len(early) == 1
+
+
+def test_a_line_feed_in_a_variable_is_none_of_our_business(reader: gridengine_table.Reader) -> None:
+    assert answer(reader, "ENV ADD A one\n two() {", "PARAM b y") == ["RESULT STATE ACCEPT"]
 
 
 def test_the_request_becomes_a_variable(reader: gridengine_table.Reader) -> None:
