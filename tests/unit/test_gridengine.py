@@ -72,6 +72,8 @@ def test_a_line_of_the_users_is_no_configuration(tmp_path: Path) -> None:
         spool(tmp_path, cwd="/home/alice/x\njob_owner=bob")
     with pytest.raises(UserError, match="queue twice"):
         spool(tmp_path, stdout_path="/home/alice/x\nqueue=none")
+    with pytest.raises(UserError, match="qlogin_daemon where execd writes none"):
+        spool(tmp_path, stdout_path="/home/alice/x\nqlogin_daemon=/home/alice/y")
     # execd itself writes this one twice.
     twice = "pe_task_id=1.n2\npe_task_id=1.n2\n"
     assert spool(tmp_path, twice).is_task
