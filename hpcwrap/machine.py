@@ -85,9 +85,8 @@ def launch_addition(launcher: Optional[Launcher], user: Optional[User]) -> Addit
     from hpcwrap.container import launch
 
     file = launch.LauncherFile(launcher.words, launcher.nodes, launcher.unset)
-    return launch.addition(
-        file, user, paths.inside_programs(), hydra=launcher.hydra, defaults=launcher.defaults
-    )
+    programs = paths.inside_programs(launcher.program)
+    return launch.addition(file, user, programs, hydra=launcher.hydra, defaults=launcher.defaults)
 
 
 def pmi_addition(wanted: Machine, *, pmi: bool) -> Addition:

@@ -35,6 +35,7 @@ class Launcher(NamedTuple):
     command for a shell.  `nodes` are the job's, none where the scheduler did not say; `unset` names
     variables that would mislead the launcher.  `hydra` is false where MPICH's own launcher speaks
     to the scheduler.  `defaults` are variables of the job's that tell its MPI which nodes it has.
+    `program` is what jobs find beside hpcwrap-launch, a file of enter/.
     """
 
     words: Tuple[str, ...]
@@ -42,6 +43,7 @@ class Launcher(NamedTuple):
     unset: Tuple[str, ...] = ()
     hydra: bool = True
     defaults: Tuple[Tuple[str, str], ...] = ()
+    program: str = "hpcwrap-sshd"
 
 
 class Adapter(Protocol):

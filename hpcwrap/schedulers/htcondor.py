@@ -45,13 +45,19 @@ begins with Chirp (CHIRP_DELAYED_UPDATE_PREFIX)."""
 CONTAINER, ORIGIN, JOB, SLOT, WORKDIR = "container", "origin", "job", "slot", "workdir"
 """What the message's variables are called."""
 
-CALLER_VARIABLES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
+GPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
 """The starter sets them; one that a job has no GPUs by is set, too."""
+
+NUMBER_OF_NODES = "_CONDOR_NPROCS"
+"""The starter sets it for jobs of the parallel universe only."""
+
+CALLER_VARIABLES = (*GPU_VARIABLES, NUMBER_OF_NODES)
 
 NO_GPUS = "10000"
 """What the starter sets them to for a job without (condor_utils, "environment for GPUs")."""
 
 COMMANDS = ("condor_chirp",)
+NODES_PROGRAM, LAUNCH = "hpcwrap-mpi", ("--start", "%h", "%c")
 LIBEXEC = "/usr/libexec/condor"
 
 
@@ -95,7 +101,7 @@ def read_request(variables: Mapping[str, str]) -> Request:
 
 def read_gpus(environ: Mapping[str, str]) -> Optional[Gpus]:
     """Read which GPUs the job has; None for none."""
-    given = {name: environ[name] for name in CALLER_VARIABLES if name in environ}
+    given = {name: environ[name] for name in GPU_VARIABLES if name in environ}
     given = {name: value for name, value in given.items() if value != NO_GPUS}
     if not given:
         return None
@@ -115,6 +121,8 @@ def commands(_settings: Settings) -> Optional[Commands]:
     return Commands(LIBEXEC, names) if names else None
 
 
-def launcher(_settings: Settings, _environ: Mapping[str, str]) -> Optional[Launcher]:
-    """None: in the parallel universe a job starts its daemons by an sshd of its own."""
-    return None
+def launcher(_settings: Settings, environ: Mapping[str, str]) -> Optional[Launcher]:
+    """In the parallel universe the script runs on each node, and hpcwrap-mpi in it (0104)."""
+    if NUMBER_OF_NODES not in environ:
+        return None
+    return Launcher((f"/.hpcwrap/bin/{NODES_PROGRAM}", *LAUNCH), program=NODES_PROGRAM)

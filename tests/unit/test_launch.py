@@ -1,5 +1,6 @@
 """Launching on other nodes: Slurm's host lists, and the file that native/hpcwrap-launch reads."""
 
+import os
 from pathlib import Path
 from typing import Optional
 
@@ -107,4 +108,5 @@ def test_without_a_launcher_nothing_is_added() -> None:
 
 
 def test_what_goes_inside_is_shipped() -> None:
-    assert paths.inside_programs()[1].endswith("enter/hpcwrap-sshd")
+    for program in ("hpcwrap-sshd", "hpcwrap-mpi"):
+        assert os.access(paths.inside_programs(program)[1], os.X_OK)
