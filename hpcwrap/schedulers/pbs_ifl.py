@@ -6,7 +6,6 @@ compiler.  Strings that the library gives are read as UTF-8 with surrogates.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 from typing import Dict, Iterator, List, Mapping, NamedTuple, NoReturn, Optional
@@ -103,10 +102,10 @@ class Server:
 
         pbs_submit(3B) adds nothing by itself, as qsub(1B) does: Variable_List is the caller's.
         """
-        with lend(self._library, attributes) as lent:
-            made = self._library.pbs_submit(
-                self._connection, lent, os.fsencode(script), destination.encode() or None, None
-            )
+        given = hand_over(self._library, attributes)
+        made = self._library.pbs_submit(
+            self._connection, given, os.fsencode(script), destination.encode() or None, None
+        )
         if not made:
             self._fail("submit a job")
         job = ctypes.string_at(made).decode()
@@ -115,9 +114,8 @@ class Server:
 
     def alter(self, job: str, attributes: Mapping[str, str]) -> None:
         """Change a job."""
-        with lend(self._library, attributes) as lent:
-            code = self._library.pbs_alterjob(self._connection, job.encode(), lent, None)
-        if code:
+        given = hand_over(self._library, attributes)
+        if self._library.pbs_alterjob(self._connection, job.encode(), given, None):
             self._fail(f"change job {job}")
 
     def delete(self, job: str) -> None:
@@ -185,27 +183,21 @@ def declare(library: ctypes.CDLL) -> ctypes.CDLL:
     return library
 
 
-@contextlib.contextmanager
-def lend(
+def hand_over(
     library: ctypes.CDLL, attributes: Mapping[str, str]
-) -> Iterator[Optional[ctypes._Pointer[Attribute]]]:
-    """Attributes as the library takes them.
+) -> Optional[ctypes._Pointer[Attribute]]:
+    """A linked list of attributes as the library takes it.
 
-    It frees some values (paths, dependencies) and puts its own in their place: so they are
-    malloc's, and we free those that are there in the end.
+    It frees some values, paths and dependencies, and after pbs_alterjob(3B) nobody can tell which:
+    so they are malloc's, and those that are left are left for good, a hundred bytes a call.
     """
-    made = []
-    for key, value in attributes.items():
+    first = None
+    for key, value in reversed(tuple(attributes.items())):
         name, _, resource = key.partition(".")
         copy = library.strdup(os.fsencode(value))
-        made.append(Attribute(None, name.encode(), resource.encode() or None, copy))
-    for each, following in zip(made, made[1:]):
-        each.next = ctypes.pointer(following)
-    try:
-        yield ctypes.pointer(made[0]) if made else None
-    finally:
-        for each in made:
-            library.free(each.value)
+        made = Attribute(first, name.encode(), resource.encode() or None, copy)
+        first = ctypes.pointer(made)
+    return first
 
 
 def walk(found: ctypes._Pointer[BatchStatus]) -> Iterator[BatchStatus]:

@@ -37,7 +37,8 @@ with Server() as server:
         "Output_Path": "made.out",
     }
     job = server.submit(sys.argv[1], wanted)
-    server.alter(job, {"Job_Name": "changed", "Resource_List.walltime": "00:01:40"})
+    wanted = {"Job_Name": "changed", "Resource_List.walltime": "00:01:40"}
+    server.alter(job, {**wanted, "Error_Path": "made.err"})
     (status,) = server.jobs(job)
     print(json.dumps([status.name == job, status.attributes]))
     server.delete(job)
