@@ -16,7 +16,7 @@ LONGEST = 1 << 16
 """Bytes of one message, its newline included."""
 
 KINDS = {kind.who: kind for kind in (UserError, SiteError, NodeError)}
-START = "start hpcwrap-helper.socket on this node, see `hpcwrap setup SCHEDULER --check`"
+START = "start hpcwrap-helper.socket on this node; `hpcwrap setup SCHEDULER` installs it"
 
 
 def ask(message: Mapping[str, Any], path: str = paths.HELPER_SOCKET) -> Dict[str, Any]:

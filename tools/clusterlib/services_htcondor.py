@@ -59,8 +59,8 @@ MEMORY = 16000
 BASE_CGROUP =
 RUNBENCHMARKS = False
 DISCARD_SESSION_KEYRING_ON_STARTUP = False
-# As much memory as was asked for, to the MiB.
-MODIFY_REQUEST_EXPR_REQUESTMEMORY = RequestMemory
+# As much memory as was asked for, to the MiB; nothing runs in the 1 MiB of who asks for none.
+MODIFY_REQUEST_EXPR_REQUESTMEMORY = max({{RequestMemory, 32}})
 
 # Jobs of the parallel universe have a static slot of each node: docs/htcondor.md says why.
 SLOT_TYPE_1 = cpus=40, memory=15000
