@@ -42,7 +42,7 @@ def asked(event: Any) -> Optional[str]:
     option = resources["container"] if resources else None
     if option is not None:
         return str(option)
-    return str(variables[VARIABLE]) if VARIABLE in variables else None
+    return str(variables.get(VARIABLE) or "") or None
 
 
 def check_variables(job: Any) -> Any:

@@ -110,6 +110,13 @@ def test_variables_that_pbs_has_lost(table: Path) -> None:
     assert "one of them is not UTF-8" in rejected
 
 
+def test_an_empty_variable_asks_for_nothing(table: Path) -> None:
+    recording = load("queuejob-queue")
+    recording["job"]["Variable_List"]["HPCWRAP_CONTAINER"] = ""
+    event = replay(recording, "submit", table)
+    assert (event.rejected, event.job.Resource_List["container"]) == (None, None)
+
+
 def test_an_unknown_name_as_qsub_sent_it(table: Path) -> None:
     rejected = submit("queuejob-unknown", table).rejected
     assert rejected == "hpcwrap: there is no environment 'debain-12' (did you mean debian-12?)"
