@@ -254,3 +254,14 @@ def test_what_is_refused_at_submission_follows_the_settings() -> None:
 
 def test_texts_of_the_site_stay_texts() -> None:
     assert htcondor_files.quote('a"b\\c$(d)') == '"a\\"b\\\\c(d)"'
+
+
+def test_only_jobs_of_several_nodes_have_a_launcher() -> None:
+    assert htcondor.launcher(Settings(), {"CUDA_VISIBLE_DEVICES": "10000"}) is None
+    made = htcondor.launcher(Settings(), {"_CONDOR_NPROCS": "2"})
+    assert made is not None
+    assert made.words == ("/.hpcwrap/bin/hpcwrap-mpi", "--start", "%h", "%c")
+
+
+def test_the_number_of_nodes_is_no_gpu() -> None:
+    assert htcondor.read_gpus({"_CONDOR_NPROCS": "2"}) is None
