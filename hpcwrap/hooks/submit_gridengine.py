@@ -28,6 +28,8 @@ LOGIN = "NONE"
 
 VERBS = ("START", "PARAM", "ENV", "BEGIN")
 
+LINE_FEED = "cannot read the job: one of its values has a line of Grid Engine's words"
+
 CONTEXT = "hpcwrap"
 """The job's context shows what it gets: `qstat -j`."""
 
@@ -97,6 +99,8 @@ def submissions(lines: Lines) -> Iterator[Submission]:
             note(submission, verb, rest)
         elif submission is not None:
             if lines.pending():
+                # Without a word sge_qmaster would wait for ten seconds.
+                say(f"RESULT STATE REJECT hpcwrap: {LINE_FEED}")
                 return
             yield submission
             submission = None
