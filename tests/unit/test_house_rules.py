@@ -113,3 +113,10 @@ def test_what_is_started_for_each_job_imports_little(modules: "tuple[str, ...]")
     ).stdout.split()
     assert set(modules) <= set(loaded)
     assert SLOW.isdisjoint(loaded)
+
+
+def test_no_two_modules_of_the_tests_have_one_name() -> None:
+    """Pytest imports each by its file's name alone, and then collects none of them."""
+    names = [path.name for path in (REPOSITORY / "tests").rglob("*.py")]
+    several = {name for name in names if names.count(name) > 1}
+    assert several <= {"conftest.py", "__init__.py"}
