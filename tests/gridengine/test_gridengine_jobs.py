@@ -258,6 +258,7 @@ def test_a_line_feed_gives_nobody_anothers_answer(grid: GridEngine) -> None:
     """The filter is one for all: what it says of a job must not be read as said of the next."""
     forged = grid.alice("qsub", "-o", "/home/alice/x\nBEGIN", *INSIDE, "-b", "y", "true")
     assert forged.code == 1
+    assert "one of its values has a line of Grid Engine's words" in forged.stderr
     for _ in range(2):
         refused = grid.bob("qsub", "-l", "container=nosuch", "-b", "y", "true")
         assert "there is no environment 'nosuch'" in refused.stderr
