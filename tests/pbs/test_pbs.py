@@ -240,10 +240,10 @@ def test_an_unfit_node_goes_offline_with_the_reason_and_the_job_runs_elsewhere(p
 
 def test_what_a_mom_does_not_know_is_dropped_when_it_starts(pbs: Pbs) -> None:
     """It was killed, with a job; PBS runs the job again, and something else is left of another."""
-    script = "uname -n; sleep 3; echo done\n"
-    submission = pbs.submit(Ask(script, "busybox-1"))
-    place = f"/run/hpcwrap/jobs/pbs-{submission.id}"
-    assert pbs.eventually(lambda: pbs.root("n1", "ls", f"{place}/entry").code == 0)
+    mark = f"{pbs.new_name()}.begun"
+    submission = pbs.submit(Ask(f"uname -n; touch {mark}; sleep 3; echo done\n", "busybox-1"))
+    # Not before: PBS may lose sight of a job that its MoM was about to start.
+    assert pbs.eventually(lambda: pbs.alice("ls", mark).code == 0)
     pbs.root("n1", "sh", "-c", f"kill -9 $(cat {LOCK}); mkdir /run/hpcwrap/jobs/pbs-99999.ctl")
     pbs.root("n1", INIT, "start")
     assert pbs.wait(submission).output.endswith("n1\ndone\n")
