@@ -13,12 +13,9 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tup
 from hpcwrap.config import Config, Settings
 from hpcwrap.environment import Environment
 from hpcwrap.errors import SiteError
+from hpcwrap.schedulers.filtertable import pins_until
 
 VERSION = 1
-
-HOUR = 3600
-PINS_LAST = {"always": HOUR, "hourly": 2 * HOUR, "daily": 48 * HOUR, "weekly": 336 * HOUR}
-"""Seconds for which the table's digests pin jobs, by the setting pull, as in slurm_table."""
 
 SETTINGS = ("user_images", "allow_images", "allow_none")
 
@@ -40,7 +37,6 @@ class Table(NamedTuple):
 def render(config: Config, digests: Mapping[str, str], now: float) -> str:
     """Write the table; `digests` are those of images in the store, by environment's name."""
     settings = config.settings
-    last = PINS_LAST.get(settings.pull)
     document = {
         "version": VERSION,
         "settings": {
@@ -52,7 +48,7 @@ def render(config: Config, digests: Mapping[str, str], now: float) -> str:
             for name, known in sorted(config.environments.items())
         },
         "broken": sorted(config.broken),
-        "pins_until": None if last is None else int(now) + last,
+        "pins_until": pins_until(settings.pull, now),
     }
     return json.dumps(document, indent=1) + "\n"
 

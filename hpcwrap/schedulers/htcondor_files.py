@@ -10,8 +10,9 @@ from typing import Iterator, List, Mapping, NamedTuple, Optional, Sequence
 from hpcwrap.config import Config, Settings
 from hpcwrap.environment import Environment
 from hpcwrap.request import NONE
+from hpcwrap.schedulers.filtertable import make_hint
 from hpcwrap.schedulers.htcondor import DEFAULT, ERROR_ATTRIBUTE, FAILED, POOL
-from hpcwrap.schedulers.slurm_table import make_engine, make_hint
+from hpcwrap.templates import make_engine
 
 NODE_TEMPLATE = "htcondor_node.config.j2"
 SUBMIT_TEMPLATE = "htcondor_submit.config.j2"

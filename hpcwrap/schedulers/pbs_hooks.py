@@ -11,8 +11,8 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Sequence
 
 from hpcwrap.config import Config
 from hpcwrap.environment import Environment
+from hpcwrap.schedulers.filtertable import Digests, make_hint, pins_until
 from hpcwrap.schedulers.pbs import RESOURCE
-from hpcwrap.schedulers.slurm_table import Digests, make_hint, pins_until
 
 VERSION = 1
 RESOURCE_FLAG = "m"

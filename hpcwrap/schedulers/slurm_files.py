@@ -12,7 +12,7 @@ from typing import Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 from hpcwrap.config import Settings
 from hpcwrap.finding import MISSING, NOTE, WELL, WRONG, Finding
-from hpcwrap.schedulers.slurm_table import make_engine
+from hpcwrap.schedulers import slurm_table
 from hpcwrap.textfile import read_text
 
 CONF, PLUGSTACK, JOB_SUBMIT = "slurm.conf", "plugstack.conf", "job_submit.lua"
@@ -242,7 +242,7 @@ def check_job_submit(text: str, place: Place) -> Finding:
 def render_lines(file: str, place: Place) -> str:
     """Write what still has to be added to one of FILES; nothing when it has all."""
     text = read_plugstack(place.path(file)) if file == PLUGSTACK else read_text(place.path(file))
-    engine = make_engine()
+    engine = slurm_table.engine()
     if file == CONF:
         settings = missing_settings(parse_conf(text), place)
         return engine.get_template("slurm_conf.j2").render(settings=settings) if settings else ""

@@ -7,28 +7,18 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, List, Mapping, NamedTuple, Optional, Sequence
 
-from hpcwrap import paths
 from hpcwrap.config import Config
 from hpcwrap.environment import Environment
+from hpcwrap.schedulers.filtertable import FEW, Digests, make_hint, pins_until
+from hpcwrap.templates import make_engine
 
 if TYPE_CHECKING:
     import jinja2
 
 VERSION = 2
-FEW = 10
-"""So many environments are listed to a user who mistypes a name; of more, only the nearest."""
-
 TEMPLATE = "slurm_table.lua.j2"
-
-HOUR = 3600
-PINS_LAST = {"always": HOUR, "hourly": 2 * HOUR, "daily": 48 * HOUR, "weekly": 336 * HOUR}
-"""Seconds for which the table's digests pin jobs, by the setting pull: where jobs have tags looked
-up again, a table that nobody renews must not hold them back for ever."""
-
-Digests = Mapping[str, Sequence[str]]
-"""Name of an environment → the digests that its image has had, the one it has now first."""
 
 
 class Accounts(NamedTuple):
@@ -68,7 +58,7 @@ def render_table(
     """
     settings = config.settings
     return (
-        make_engine()
+        engine()
         .get_template(TEMPLATE)
         .render(
             version=VERSION,
@@ -91,11 +81,6 @@ def render_table(
     )
 
 
-def pins_until(pull: str, now: float) -> Optional[int]:
-    """Epoch in s up to which the table's digests count; None for ever."""
-    return int(now) + PINS_LAST[pull] if pull in PINS_LAST else None
-
-
 def make_row(environment: Environment, digests: Sequence[str], accounts: Accounts) -> Row:
     """Describe one environment by numbers; users whom the host does not know are left out."""
     return Row(
@@ -105,13 +90,6 @@ def make_row(environment: Environment, digests: Sequence[str], accounts: Account
         uids=sorted(accounts.uids[user] for user in environment.users if user in accounts.uids),
         groups=environment.groups,
     )
-
-
-def make_hint(names: Sequence[str]) -> str:
-    """Say what there is to somebody who named what there is not."""
-    if not names:
-        return "this site has no environments"
-    return f"known are {', '.join(names)}" if len(names) <= FEW else "see `hpcwrap env list`"
 
 
 def named_users(config: Config) -> List[str]:
@@ -124,21 +102,9 @@ def named_groups(config: Config) -> List[str]:
     return sorted({group for known in config.environments.values() for group in known.groups})
 
 
-def make_engine() -> jinja2.Environment:
-    """Make what renders the templates; a hole without a value is an error."""
-    # 20 ms, which a pull that writes no table does not pay.
-    import jinja2
-
-    engine = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(paths.data("templates")),
-        undefined=jinja2.StrictUndefined,
-        autoescape=False,  # noqa: S701  Lua and Slurm's files: the filters below do their quoting
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
-    engine.filters["lua"] = lua_literal
-    engine.filters["comment"] = comment_text
-    return engine
+def engine() -> jinja2.Environment:
+    """What renders the templates that are Lua: their filters do the quoting."""
+    return make_engine(lua=lua_literal, comment=comment_text)
 
 
 def lua_literal(value: object) -> str:
@@ -181,13 +147,3 @@ def lua_pattern(pattern: str) -> str:
 def _literal(text: str) -> str:
     # "%" before anything but a letter or digit stands for it (reference manual, 5.4.1).
     return re.sub(r"([!-.:-@\[-`{-~])", r"%\1", text)
-
-
-def digests_of(config: Config, found: Mapping[str, Sequence[str]]) -> Dict[str, Tuple[str, ...]]:
-    """Name → digests, from reference → digests: environments share an image here, too."""
-    return {
-        name: tuple(digests)
-        for name, known in config.environments.items()
-        for digests in [found.get(known.image)]
-        if digests
-    }

@@ -9,12 +9,11 @@ from typing import Dict, Iterator, List, Optional
 from hpcwrap import config, paths, run
 from hpcwrap.errors import HpcwrapError, SiteError
 from hpcwrap.finding import MISSING, NOTE, WELL, WRONG, Finding
-from hpcwrap.image.store import Store
 from hpcwrap.record import publish
 from hpcwrap.schedulers import gridengine_status, gridengine_table, states
 from hpcwrap.schedulers.gridengine import COMPLEX
 from hpcwrap.textfile import read_text
-from hpcwrap.verbs import setup_host
+from hpcwrap.verbs import setup_host, tables
 
 FILES = ("conf", "complex")
 """The attribute last: jobs that ask for it wait for ever where the filter does not take it out."""
@@ -95,22 +94,8 @@ def write_table(config_file: Optional[str]) -> str:
 def render_table(config_file: Optional[str]) -> str:
     """Write the table from the configuration and the store."""
     known = config.load_config(config_file)
-    store = Store(known.settings.store)
-    digests = {}
-    for name, environment in known.environments.items():
-        digest = find_digest(store, environment.image)
-        if digest:
-            digests[name] = digest
+    digests = {name: found[0] for name, found in tables.find_digests(known).items()}
     return gridengine_table.render(known, digests, time.time())
-
-
-def find_digest(store: Store, reference: str) -> str:
-    """The digest that a reference has now; empty where its image is not in the store."""
-    try:
-        image = store.find(reference)
-    except HpcwrapError:
-        return ""
-    return image.digest if image else ""
 
 
 def is_current(table: str, fresh: str, *, digests: bool = True) -> bool:

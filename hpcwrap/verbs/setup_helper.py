@@ -8,7 +8,7 @@ import sys
 from hpcwrap import helperclient, paths, record, run
 from hpcwrap.errors import HpcwrapError
 from hpcwrap.finding import MISSING, WELL, Finding
-from hpcwrap.schedulers.slurm_table import make_engine
+from hpcwrap.templates import make_engine
 from hpcwrap.textfile import read_text
 
 UNITS = ("hpcwrap-helper.socket", "hpcwrap-helper@.service")

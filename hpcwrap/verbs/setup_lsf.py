@@ -16,6 +16,7 @@ from hpcwrap.finding import MISSING, NOTE, WELL, WRONG, Finding
 from hpcwrap.request import NONE
 from hpcwrap.schedulers import lsf_files
 from hpcwrap.schedulers.lsf_files import CONF, QUEUES, Place
+from hpcwrap.templates import make_engine
 from hpcwrap.textfile import read_text
 from hpcwrap.verbs import setup_helper, setup_host
 
@@ -80,8 +81,6 @@ def lines(config_file: Optional[str], file: str) -> str:
 
 def render(template: str, **values: str) -> str:
     """Fill in a template."""
-    from hpcwrap.schedulers.slurm_table import make_engine
-
     return make_engine().get_template(template).render(values)
 
 

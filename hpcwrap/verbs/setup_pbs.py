@@ -13,12 +13,10 @@ from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 from hpcwrap import config, log, paths, run
 from hpcwrap.errors import HpcwrapError, SiteError
 from hpcwrap.finding import MISSING, NOTE, WELL, WRONG, Finding
-from hpcwrap.image.store import Store
-from hpcwrap.schedulers import pbs, pbs_hooks, slurm_table
+from hpcwrap.schedulers import pbs, pbs_hooks
 from hpcwrap.schedulers.pbs_hooks import Hook
 from hpcwrap.textfile import read_text
-from hpcwrap.verbs import setup_host
-from hpcwrap.verbs.setup_slurm import find_digests
+from hpcwrap.verbs import setup_host, tables
 
 FILES: Tuple[str, ...] = ()
 AFTERWARDS = "nothing is left to do"
@@ -169,11 +167,7 @@ def configuration_of(site: Site, hook: Hook) -> str:
 
 def render_table(site: Site) -> str:
     """The table from the configuration and the store."""
-    known = site.config
-    store = Store(known.settings.store)
-    references = {environment.image for environment in known.environments.values()}
-    digests = {reference: find_digests(store, reference) for reference in references}
-    return pbs_hooks.table(known, slurm_table.digests_of(known, digests), time.time())
+    return pbs_hooks.table(site.config, tables.find_digests(site.config), time.time())
 
 
 def source_of(hook: Hook) -> str:

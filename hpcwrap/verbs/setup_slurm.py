@@ -5,18 +5,16 @@ from __future__ import annotations
 import os
 import re
 import time
-from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Optional
 
 from hpcwrap import config, paths, run
 from hpcwrap.container import fabric
 from hpcwrap.errors import HpcwrapError, SiteError
 from hpcwrap.finding import MISSING, NOTE, WELL, WRONG, Finding
-from hpcwrap.image.source import parse_source
-from hpcwrap.image.store import Store
 from hpcwrap.schedulers import slurm_accounts, slurm_files, slurm_table
 from hpcwrap.schedulers.slurm_files import Place
 from hpcwrap.textfile import read_text
-from hpcwrap.verbs import setup_host
+from hpcwrap.verbs import setup_host, tables
 
 FILES = slurm_files.FILES
 AFTERWARDS = "restart slurmctld and slurmd"
@@ -90,28 +88,15 @@ def _explain(error: run.CommandError) -> HpcwrapError:
 def render_table(site: Site) -> str:
     """Write the table from the configuration, the store and the accounts of this host."""
     known = site.config
-    store = Store(known.settings.store)
-    references = {environment.image for environment in known.environments.values()}
     return slurm_table.render_table(
         known,
-        slurm_table.digests_of(known, {text: find_digests(store, text) for text in references}),
+        tables.find_digests(known),
         slurm_accounts.find_accounts(
             slurm_table.named_users(known), slurm_table.named_groups(known)
         ),
         clear_container=os.path.exists(site.place.path("oci.conf")),
         now=time.time(),
     )
-
-
-def find_digests(store: Store, reference: str) -> Tuple[str, ...]:
-    """Digests that a reference has had, newest first; none where its image is not in the store."""
-    try:
-        image, link = store.find(reference), store.find_link(str(parse_source(reference)))
-    except HpcwrapError:
-        return ()
-    if image is None:
-        return ()
-    return (image.digest, *(link.history[1:] if link else ()))
 
 
 def write_table(config_file: Optional[str]) -> str:
