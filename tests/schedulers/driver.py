@@ -172,6 +172,10 @@ class Driver(ClusterSite, ABC):
         self.write_environment("mountless", "base: busybox-1\nmounts: [/no/such/place]\n")
         self.tell_scheduler()
 
+    def forget(self) -> None:
+        """Tell the scheduler which environments there are now, wherever it has been told."""
+        self.tell_scheduler()
+
     def new_name(self) -> str:
         """A name for a job's files in alice's home."""
         return f"job-{self._stamp}-{next(self._numbers)}"

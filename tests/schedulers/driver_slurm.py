@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import ClassVar, List, Mapping
 
-from cluster_site import Ran
+from cluster_site import NODES, Ran
 from driver import Ask, Driver, Submission
 
 CORES = 8
@@ -31,6 +31,11 @@ class Slurm(Driver):
         self.write_environment("fleeting", "image: registry:5000/busybox-1:latest\n")
         super().prepare()
         self.remove_environment("fleeting")
+
+    def forget(self) -> None:
+        """Every node of this cluster could run slurmctld, and has a table."""
+        for node in ("ctl", *NODES):
+            self.need("cluster", "exec", node, "hpcwrap", "setup", "slurm", "--table")
 
     def submit(self, ask: Ask) -> Submission:
         """By sbatch, the script on its standard input."""

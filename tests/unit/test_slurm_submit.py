@@ -8,6 +8,7 @@ environment.  tests/slurm asks the real slurmctld.
 from __future__ import annotations
 
 import pathlib
+import time
 from typing import Any, Dict, Optional
 
 import pytest
@@ -225,7 +226,7 @@ def test_a_table_that_nobody_renews_pins_no_more(lua: Filter, pull: str, hours: 
                 {"debian-12": (DIGEST,)},
                 ACCOUNTS,
                 clear_container=False,
-                now=NOW - age,
+                now=time.time() - age,
             )
         )
         return lua.submit(container="debian-12")
