@@ -166,11 +166,16 @@ class Driver(ClusterSite, ABC):
     # ---- what all have in common ----
 
     def prepare(self) -> None:
-        """Environments of the suite: another's, and one whose image cannot be had."""
+        """Environments of the suite: another's, one without an image, and one that is gone.
+
+        Filters know the last, so that a job with it gets as far as the node.
+        """
+        self.write_environment("fleeting", "image: registry:5000/busybox-1:latest\n")
         self.write_environment("bobs", "image: registry:5000/busybox-1:latest\nusers: [bob]\n")
         self.write_environment("unpullable", "image: registry:5000/no-such-image:latest\n")
         self.write_environment("mountless", "base: busybox-1\nmounts: [/no/such/place]\n")
         self.tell_scheduler()
+        self.remove_environment("fleeting")
 
     def forget(self) -> None:
         """Tell the scheduler which environments there are now, wherever it has been told."""

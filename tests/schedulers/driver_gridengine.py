@@ -37,12 +37,6 @@ class GridEngine(Driver):
     FORBIDDEN = r"Unable to run job: hpcwrap: alice may not use the environment bobs: it is for"
     CANNOT: ClassVar[Mapping[str, str]] = {}
 
-    def prepare(self) -> None:
-        """An environment, too, that the filter knows, and that is not there."""
-        self.write_environment("fleeting", "image: registry:5000/busybox-1:latest\n")
-        super().prepare()
-        self.remove_environment("fleeting")
-
     def submit(self, ask: Ask) -> Submission:
         """By qsub, the script on its standard input."""
         name = self.new_name()

@@ -29,12 +29,6 @@ class HtCondor(Driver):
         "interactive": "condor_ssh_to_job wants a terminal and an sshd; see docs/htcondor.md",
     }
 
-    def prepare(self) -> None:
-        """An environment, too, that the schedd knows, and that is not there."""
-        self.write_environment("fleeting", "image: registry:5000/busybox-1:latest\n")
-        super().prepare()
-        self.remove_environment("fleeting")
-
     def submit(self, ask: Ask) -> Submission:
         """By condor_submit, the description on its standard input."""
         name = self.new_name()

@@ -29,12 +29,6 @@ class Pbs(Driver):
         "workdir": "PBS starts jobs in the home directory; scripts go to $PBS_O_WORKDIR",
     }
 
-    def prepare(self) -> None:
-        """An environment, too, that the submit hook knows, and that is not there."""
-        self.write_environment("fleeting", "image: registry:5000/busybox-1:latest\n")
-        super().prepare()
-        self.remove_environment("fleeting")
-
     def submit(self, ask: Ask) -> Submission:
         """By qsub, the script on its standard input."""
         name = self.new_name()

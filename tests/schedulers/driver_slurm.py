@@ -26,12 +26,6 @@ class Slurm(Driver):
         "memory": "task/cgroup does it, which the nodes of this suite have not; tests/vm has",
     }
 
-    def prepare(self) -> None:
-        """An environment, too, that the filter knows, and that is not there."""
-        self.write_environment("fleeting", "image: registry:5000/busybox-1:latest\n")
-        super().prepare()
-        self.remove_environment("fleeting")
-
     def forget(self) -> None:
         """Every node of this cluster could run slurmctld, and has a table."""
         for node in ("ctl", *NODES):
