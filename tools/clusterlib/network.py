@@ -16,12 +16,14 @@ def connect(pids: Mapping[str, int]) -> None:
             ip_batch(pid, node_lines(node))
 
 
-def controller_lines(pids: Mapping[str, int]) -> list[str]:
-    """What `ip -batch` does in ctl: the bridge, and for each node a wire with its far end there.
+def connect_node(pids: Mapping[str, int], node: str) -> None:
+    """Wire one node that was not there when the others were."""
+    ip_batch(pids[CONTROLLER], wire_lines(node, pids[node]))
+    ip_batch(pids[node], node_lines(node))
 
-    `netns NUMBER` names a namespace by a process as the caller sees it, so ip(8) must run in the
-    network namespace of ctl but in our PID namespace.
-    """
+
+def controller_lines(pids: Mapping[str, int]) -> list[str]:
+    """What `ip -batch` does in ctl: the bridge, and a wire to each node."""
     lines = [
         "link set lo up",
         f"link add {BRIDGE} type bridge",
@@ -30,9 +32,20 @@ def controller_lines(pids: Mapping[str, int]) -> list[str]:
     ]
     for node, pid in pids.items():
         if node != CONTROLLER:
-            lines.append(f"link add {node} type veth peer name eth0 netns {pid}")
-            lines.append(f"link set {node} master {BRIDGE} up")
+            lines += wire_lines(node, pid)
     return lines
+
+
+def wire_lines(node: str, pid: int) -> list[str]:
+    """What `ip -batch` does in ctl for one node: a wire with its far end there.
+
+    `netns NUMBER` names a namespace by a process as the caller sees it, so ip(8) must run in the
+    network namespace of ctl but in our PID namespace.
+    """
+    return [
+        f"link add {node} type veth peer name eth0 netns {pid}",
+        f"link set {node} master {BRIDGE} up",
+    ]
 
 
 def node_lines(node: str) -> list[str]:
