@@ -1,6 +1,7 @@
 # What people type.  Each target does its own set-up on a fresh Debian 12.
 #   make demo    a two-node Slurm on this machine, a container job on it, and its time line
 #   make test    all tests, the real cluster included        make check   linters and types
+#   make test-all    the same, and Slurm's tests with its other releases, too
 #   make bench   speed against peers                         make install PREFIX=/opt/hpcwrap
 
 PYTHON ?= /usr/bin/python3
@@ -8,13 +9,21 @@ PREFIX ?= /opt/hpcwrap
 VENV := .venv
 DEV := $(VENV)/.ready
 
-.PHONY: demo test test-unit check bench install native wheel clean packages
+# Debian 12's Slurm is this machine's; `tools/cluster up --slurm` has the others (tools/README.md).
+OTHER_SLURMS := 24.11 26.05
+
+.PHONY: demo test test-all test-unit check bench install native wheel clean packages
 
 demo: packages $(DEV) native
 	tools/demo
 
 test: packages $(DEV) native
 	$(VENV)/bin/pytest $(TESTS)
+
+test-all: test
+	set -e; for release in $(OTHER_SLURMS); do \
+		HPCWRAP_SLURM=$$release $(VENV)/bin/pytest tests/slurm; \
+	done
 
 test-unit: $(DEV) native
 	$(VENV)/bin/pytest tests/unit

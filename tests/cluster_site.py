@@ -14,6 +14,8 @@ SETTINGS = "/shared/hpcwrap/etc"
 NODES = ("n1", "n2")
 IMAGES = ("debian-12", "busybox-1")
 KEEP = "HPCWRAP_TEST_KEEP"
+SLURM = "HPCWRAP_SLURM"
+"""The release of Slurm that tools/cluster brings up: tools/README.md has them all."""
 
 
 class Ran(NamedTuple):
@@ -172,4 +174,7 @@ class Clusters:
 def state_of(scheduler: str) -> str:
     """The state directory of the tests' cluster of a scheduler."""
     base = os.environ.get("HPCWRAP_CLUSTER", "/var/tmp/hpcwrap-test-cluster")
-    return base if scheduler == "slurm" else f"{base}-{scheduler}"
+    if scheduler == "slurm":
+        release = os.environ.get(SLURM)
+        return f"{base}-{release}" if release else base
+    return f"{base}-{scheduler}"

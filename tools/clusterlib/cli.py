@@ -14,7 +14,9 @@ from clusterlib.layout import (
     DEFAULT_NODES,
     DEFAULT_STATE,
     MAX_NODES,
+    OWN_SLURM,
     SCHEDULERS,
+    SLURM_SUITES,
     USERS,
     Cluster,
     User,
@@ -27,6 +29,7 @@ own network, processes, mounts and /etc over this machine's packages.  Slurm may
 the schedulers.  For example:
 
   tools/cluster up                       two compute nodes, ready in a few seconds
+  tools/cluster up --slurm 24.11         Slurm of Debian 13, in nodes over its packages
   tools/cluster up --scheduler gridengine
   tools/cluster as alice srun -N2 hostname
   tools/cluster as alice                 a login shell on the submit host
@@ -65,6 +68,13 @@ def _add_lifecycle_verbs(
     start = verbs.add_parser("up", parents=[shared], help="bring the cluster up")
     start.add_argument("--nodes", type=node_count, default=DEFAULT_NODES, metavar="N")
     start.add_argument("--scheduler", choices=SCHEDULERS, default=SCHEDULERS[0])
+    start.add_argument(
+        "--slurm",
+        type=slurm_release,
+        default=os.environ.get("HPCWRAP_SLURM") or OWN_SLURM,
+        metavar="RELEASE",
+        help=f"{', '.join(SLURM_SUITES)} (default: $HPCWRAP_SLURM or {OWN_SLURM})",
+    )
     start.set_defaults(verb=up)
     for name, verb, text in (
         ("down", down, "take it down; safe to repeat, and after any crash"),
@@ -96,6 +106,13 @@ def node_count(text: str) -> int:
     return int(text)
 
 
+def slurm_release(text: str) -> str:
+    """A release of Slurm, from the command line or the environment."""
+    if text not in SLURM_SUITES:
+        raise argparse.ArgumentTypeError(f"{text} is not one of {', '.join(SLURM_SUITES)}")
+    return text
+
+
 def cluster_user(text: str) -> User:
     """A user of the cluster, from the command line."""
     for user in USERS:
@@ -115,7 +132,8 @@ def up(options: argparse.Namespace) -> int:
     """`up`: bring it up, and say what there is."""
     scheduler = services.load(options.scheduler)
     before = time.monotonic()
-    cluster = Cluster(state_of(options), options.nodes, scheduler.lower_root(), options.scheduler)
+    root = scheduler.lower_root(options.slurm)
+    cluster = Cluster(state_of(options), options.nodes, root, options.scheduler)
     made = lifecycle.up(cluster)
     if not made:
         print(f"The cluster in {cluster.state} is up already.")

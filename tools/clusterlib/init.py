@@ -21,6 +21,7 @@ from clusterlib.files import read, write
 from clusterlib.layout import Cluster, shares_of
 
 READY = "ready"
+REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
 
 def main(argv: list[str]) -> int:
@@ -50,6 +51,9 @@ def build(cluster: Cluster, node: str) -> None:
     mount_own_directories(root)
     for share in (*shares_of(node), *scheduler.SHARES):
         bind(cluster.path(share.source), root + share.target)
+    if cluster.lower_root != "/":
+        # The machine's root has this checkout, a tree of packages has not.
+        bind(REPOSITORY, root + REPOSITORY)
     write_files(cluster, node, root, scheduler.variables())
     scheduler.prepare_node(cluster, node, root)
     enter_root(root)

@@ -17,6 +17,10 @@ REGISTRY_PORT = 5000
 
 SCHEDULERS = ("slurm", "gridengine", "htcondor", "pbs", "lsf")
 
+SLURM_SUITES = {"22.05": "bookworm", "24.11": "trixie", "26.05": "sid"}
+"""Releases of Slurm, and the suite of Debian that has each; the first is this machine's own."""
+OWN_SLURM = "22.05"
+
 ROOT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 USER_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games"
 

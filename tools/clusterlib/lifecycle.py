@@ -206,11 +206,12 @@ def is_healthy(cluster: Cluster) -> bool:
     if scheduler.answering_nodes(pids[CONTROLLER]) != compute_nodes:
         return False
     wanted = services.load(cluster.scheduler)
-    if (compute_nodes, scheduler) != (cluster.compute_nodes, wanted):
+    root = read_marks(cluster.state).get("lower_root", cluster.lower_root)
+    if (compute_nodes, scheduler, root) != (cluster.compute_nodes, wanted, cluster.lower_root):
         raise ToolError(
             f"cannot bring up {cluster.compute_nodes} nodes of {wanted.TITLE}: a cluster of "
-            f"{compute_nodes} of {scheduler.TITLE} is up in {cluster.state} (take it down first: "
-            "tools/cluster down)"
+            f"{compute_nodes} of {scheduler.TITLE} over {root} is up in {cluster.state} (take it "
+            "down first: tools/cluster down)"
         )
     return True
 
@@ -220,6 +221,7 @@ def write_marks(cluster: Cluster, devices: list[int]) -> None:
     marks = {
         "compute_nodes": cluster.compute_nodes,
         "scheduler": cluster.scheduler,
+        "lower_root": cluster.lower_root,
         "devices": devices,
     }
     write(cluster.path(MARK + ".new"), json.dumps(marks) + "\n")

@@ -45,8 +45,11 @@ class Scheduler(Protocol):
     SHARES: tuple[Share, ...]
     """The directories that its nodes share beside those of every cluster."""
 
-    def lower_root(self) -> str:
-        """The tree whose packages the nodes run: /, or a chroot that is made if need be."""
+    def lower_root(self, release: str, /) -> str:
+        """The tree whose packages the nodes run: /, or a chroot that is made if need be.
+
+        `release` is what `tools/cluster up --slurm` says, and Slurm's alone.
+        """
 
     def variables(self) -> Mapping[str, str]:
         """What a login has in its environment."""

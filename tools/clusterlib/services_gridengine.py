@@ -154,7 +154,7 @@ PROJECT = "name {name}\noticket 0\nfshare 0\nacl NONE\nxacl NONE\n"
 PROJECTS = ("physics", "biology")
 
 
-def lower_root() -> str:
+def lower_root(_release: str) -> str:
     """The machine's own packages."""
     return "/"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import Mapping
 
-from clusterlib import roots, syscalls
+from clusterlib import roots
 from clusterlib.files import owner_ids, write, write_secret
 from clusterlib.layout import CONTROLLER, Cluster, Share, address
 from clusterlib.processes import run_in, wait_until
@@ -20,12 +20,7 @@ EXAMPLE = "condor_status"
 PROGRAMS = ("condor_master", "condor_submit", "docker-registry")
 SHARES = (Share("etc-condor", "/etc/condor/config.d"),)
 
-PACKAGES = (
-    *("htcondor", "docker-registry", "skopeo", "squashfs-tools", "isal", "pigz", "zstd"),
-    *("ca-certificates", "procps", "passwd", "python3", "python3-venv", "util-linux", "iproute2"),
-    *("hostname", "openssh-client", "openssh-server", "make", "gcc", "libc6-dev"),
-)
-REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+PACKAGES = ("htcondor", *roots.NODE)
 KEY = "/etc/condor/passwords.d/POOL"
 CONFIGURATION = "10-pool.config"
 NODE_CONFIGURATION = "/etc/condor/condor_config.local"
@@ -90,7 +85,7 @@ FULL_HOSTNAME = {node}
 """
 
 
-def lower_root() -> str:
+def lower_root(_release: str) -> str:
     """A tree of trixie's packages."""
     return roots.ensure("htcondor-trixie", "trixie", PACKAGES)
 
@@ -108,9 +103,7 @@ def make_state(cluster: Cluster) -> None:
 
 
 def prepare_node(cluster: Cluster, node: str, root: str) -> None:
-    """Directories, the key, what the node is for, and this checkout: the tree has no other."""
-    os.makedirs(root + REPOSITORY, 0o755, exist_ok=True)
-    syscalls.mount(REPOSITORY, root + REPOSITORY, flags=syscalls.MS_BIND | syscalls.MS_REC)
+    """Directories, the key, and what the node is for."""
     uid, gid = owner_ids(root, "condor")
     for directory in OWN_DIRECTORIES:
         os.makedirs(root + directory, 0o755, exist_ok=True)

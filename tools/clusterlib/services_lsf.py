@@ -100,7 +100,7 @@ End UserGroup
 """
 
 
-def lower_root() -> str:
+def lower_root(_release: str) -> str:
     """The machine's own packages.  Raises ToolError where there is no LSF."""
     if not os.path.isdir(INSTALLATION):
         raise ToolError(

@@ -57,7 +57,7 @@ set queue containers started = True
 """
 
 
-def lower_root() -> str:
+def lower_root(_release: str) -> str:
     """The machine's own packages; OpenPBS lies beside them."""
     return "/"
 

@@ -1,4 +1,7 @@
-"""munged, slurmctld and slurmd: their files; start, stop, wait until they answer."""
+"""munged, slurmctld and slurmd: their files; start, stop, wait until they answer.
+
+One release is this machine's own; the nodes run others over a tree of their suite's packages.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ import os
 import shutil
 from typing import Mapping
 
+from clusterlib import roots
 from clusterlib.files import owner_ids, write, write_secret
-from clusterlib.layout import CONTROLLER, Cluster, Share
+from clusterlib.layout import CONTROLLER, OWN_SLURM, SLURM_SUITES, Cluster, Share
 from clusterlib.processes import run_in, wait_until
 from clusterlib.services import JOBS_PATIENCE_S, PATIENCE_S, compute, on_each, stop_daemon
 
@@ -16,6 +20,13 @@ ROLES = ("slurmctld", "slurmd")
 EXAMPLE = "srun -N2 hostname"
 PROGRAMS = ("slurmctld", "slurmd", "sinfo", "munged")
 SHARES = (Share("etc-slurm", "/etc/slurm"),)
+
+# Open MPI and MPICH, as this machine has them: for `mpi: host`.
+PACKAGES = (
+    *("slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins", "libslurm-dev", "munge"),
+    *("musl-tools", "openmpi-bin", "mpich"),
+    *roots.NODE,
+)
 
 MUNGE_KEY = "/etc/munge/munge.key"
 SLURM_CONF = "/etc/slurm/slurm.conf"
@@ -68,10 +79,15 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 PartitionName=containers Nodes=ALL MaxTime=INFINITE State=UP
 """
 
+# From 23.11 on slurmd makes a cgroup for itself, whatever the plugins are (cgroup.conf(5)).
+CGROUP_CONF = "CgroupPlugin=disabled\n"
 
-def lower_root() -> str:
-    """The machine's own packages."""
-    return "/"
+
+def lower_root(release: str) -> str:
+    """The machine's own packages, or a tree of the suite that has the release."""
+    if release == OWN_SLURM:
+        return "/"
+    return roots.ensure(f"slurm-{release}", SLURM_SUITES[release], PACKAGES)
 
 
 def variables() -> Mapping[str, str]:
@@ -82,6 +98,8 @@ def variables() -> Mapping[str, str]:
 def make_state(cluster: Cluster) -> None:
     """The configuration, and munge's secret."""
     write(cluster.path("etc-slurm", "slurm.conf"), slurm_conf(cluster))
+    if cluster.lower_root != "/":
+        write(cluster.path("etc-slurm", "cgroup.conf"), CGROUP_CONF)
     write_secret(cluster.path("munge.key"), os.urandom(1024))
 
 
