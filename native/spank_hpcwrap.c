@@ -14,6 +14,7 @@
  * rank.  Hooks return -1, never an ESPANK number, which up to 24.11 counts as success. */
 #define _GNU_SOURCE
 #include "enter.h"
+#include "view.h"
 
 #include <dlfcn.h>
 #include <errno.h>
@@ -159,6 +160,7 @@ static struct {
     bool wanted; /* this step runs in a container, or fails */
     bool joined;
     struct entry entry;
+    struct view view;
     int timing; /* append-only file, -1 = none */
     long microseconds;
     char directory[PATH_MAX]; /* the step's, on the host */
@@ -222,6 +224,7 @@ static void read_record(spank_t spank, uint32_t job)
         return;
     }
     step.wanted = true;
+    view_look(&step.view);
     if (enter_open(&step.entry, directory, step.error) == 0)
         step.timing = openat(directory, "timing", O_WRONLY | O_APPEND | O_CLOEXEC | O_NOFOLLOW);
     close(directory);
@@ -247,13 +250,33 @@ int slurm_spank_init(spank_t spank, int count, char **arguments)
 
 int slurm_spank_user_init(spank_t spank, int count, char **arguments)
 {
-    (void)spank, (void)count, (void)arguments;
-    if (step.wanted && !getcwd(step.directory, sizeof step.directory))
+    uint32_t job;
+    (void)count, (void)arguments;
+    if (!step.wanted)
+        return 0;
+    if (!getcwd(step.directory, sizeof step.directory))
         step.directory[0] = '\0';
+    /* task/cgroup has moved slurmstepd into the step's cgroups by now (mgr.c, task_g_pre_setuid). */
+    if (spank_get_item(spank, S_JOB_ID, &job) == ESPANK_SUCCESS)
+        view_note_cgroups(&step.view, job);
     return 0;
 }
 
 /* ---- slurmstepd: in the process of a rank ---- */
+
+/* With what Slurm has made for this job alone: the rank is in its namespaces and cgroups. */
+static bool join(void)
+{
+    const char *missed = view_take(&step.view);
+    if (!missed && enter_join(&step.entry, step.error) < 0)
+        return false;
+    if (!missed)
+        missed = view_show(&step.view, step.timing);
+    if (missed)
+        snprintf(step.error, sizeof step.error, "cannot show the job's own %s in the container: %m",
+                 missed);
+    return !missed;
+}
 
 int slurm_spank_task_init_privileged(spank_t spank, int count, char **arguments)
 {
@@ -262,8 +285,7 @@ int slurm_spank_task_init_privileged(spank_t spank, int count, char **arguments)
     if (!step.wanted || step.error[0])
         return 0;
     clock_gettime(CLOCK_MONOTONIC, &before);
-    step.joined = enter_limits(&step.entry, step.error) == 0 &&
-                  enter_join(&step.entry, step.error) == 0;
+    step.joined = enter_limits(&step.entry, step.error) == 0 && join();
     clock_gettime(CLOCK_MONOTONIC, &after);
     step.microseconds = (after.tv_sec - before.tv_sec) * 1000000L +
                         (after.tv_nsec - before.tv_nsec) / 1000;
