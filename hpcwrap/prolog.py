@@ -143,7 +143,7 @@ def drop_leftovers(place: paths.JobPaths) -> None:
 def host_commands(adapter: schedulers.Adapter, settings: Settings) -> Optional[Commands]:
     """The scheduler's commands as an operation of the plan; None where it has none."""
     found = adapter.commands(settings)
-    return found and Commands(found.directory, found.names, paths.host_program())
+    return found and Commands(found.directory, found.names, paths.host_program(), found.scripts)
 
 
 def make_directory(job: Job, place: paths.JobPaths) -> None:

@@ -249,21 +249,23 @@ class Commands(NamedTuple):
     """The host's commands at their own paths inside: hpcwrap-host is mounted on each of them.
 
     It finds the host's root at /.host, and the commands' directory there by a link.  Mounted, not
-    written: where the directory is the host's own, its files must stay as they are.
+    written: where the directory is the host's own, its files must stay as they are.  `scripts` are
+    paths of the host's that the scheduler calls from inside.
     """
 
     directory: str
     names: Tuple[str, ...]
     program: str
+    scripts: Tuple[str, ...] = ()
 
     def describe(self) -> str:
-        return f"the host's commands from {self.directory}: {' '.join(self.names)}"
+        names = " ".join((*self.names, *self.scripts))
+        return f"the host's commands from {self.directory}: {names}"
 
     def execute(self, workshop: Workshop) -> None:
         os.close(rootfs.ensure_own_directory(workshop.root, HOST_ROOT))
         rootfs.make_link(workshop.root, COMMANDS_LINK, self.directory)
-        for name in self.names:
-            path = os.path.join(self.directory, name)
+        for path in (*(os.path.join(self.directory, name) for name in self.names), *self.scripts):
             Bind(self.program, path, ("ro", "nosuid", "nodev"), as_user=False).execute(workshop)
 
 

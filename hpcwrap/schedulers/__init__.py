@@ -22,10 +22,14 @@ NAMES = ("slurm", "gridengine", "htcondor", "pbs", "lsf", "local")
 
 
 class Commands(NamedTuple):
-    """Commands of the host that are to work inside: their directory there, and their names."""
+    """Commands of the host that are to work inside: their directory there, and their names.
+
+    `scripts` are programs of the host's that the scheduler itself calls inside, by these paths.
+    """
 
     directory: str
     names: Tuple[str, ...]
+    scripts: Tuple[str, ...] = ()
 
 
 class Launcher(NamedTuple):
