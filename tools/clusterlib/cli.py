@@ -7,7 +7,7 @@ import os
 import time
 from typing import Optional, Sequence
 
-from clusterlib import lifecycle, processes, services
+from clusterlib import lifecycle, processes, reboot, services
 from clusterlib.edge import run_verb, tool_parser
 from clusterlib.layout import (
     CONTROLLER,
@@ -36,6 +36,7 @@ the schedulers.  For example:
   tools/cluster exec n1 tail -f /var/log/slurm/slurmd.log
   tools/cluster exec ctl                 a root shell on a node
   tools/cluster restart                  after a change of /etc/slurm/slurm.conf
+  tools/cluster reboot n1 sh /shared/boot.sh
   tools/cluster down                     nothing of it is left
 
 The nodes share /home, /opt/hpcwrap, /shared and /etc/slurm; these are home, opt, shared and
@@ -82,6 +83,16 @@ def _add_lifecycle_verbs(
         ("status", status, "say what is up; exit code 1 when nothing is"),
     ):
         verbs.add_parser(name, parents=[shared], help=text).set_defaults(verb=verb)
+
+    again = verbs.add_parser("reboot", parents=[shared], help="a node without a disk boots anew")
+    again.add_argument("node", metavar="NODE", help="n1, n2, …")
+    again.add_argument(
+        "command",
+        metavar="CMD…",
+        nargs=argparse.REMAINDER,
+        help="sets the node up as root, before the scheduler's daemon starts",
+    )
+    again.set_defaults(verb=reboot_node)
 
 
 def _add_entering_verbs(
@@ -166,6 +177,14 @@ def restart(options: argparse.Namespace) -> int:
     return 0
 
 
+def reboot_node(options: argparse.Namespace) -> int:
+    """`reboot`: one node loses all that it had for itself, and comes up again."""
+    before = time.monotonic()
+    reboot.reboot(state_of(options), options.node, without_dashes(options.command))
+    print(f"{options.node} is up again after {time.monotonic() - before:.1f} s.")
+    return 0
+
+
 def status(options: argparse.Namespace) -> int:
     """`status`: a line a node."""
     lines = lifecycle.status(state_of(options))
@@ -188,6 +207,11 @@ def execute_as(options: argparse.Namespace) -> int:
 
 def enter(options: argparse.Namespace, node: str, identity: processes.Identity) -> int:
     """Run the command of the command line, or a login shell, in a node."""
-    command = options.command[1:] if options.command[:1] == ["--"] else options.command
+    command = without_dashes(options.command)
     pid = processes.node_pid(state_of(options), node)
     return processes.enter(pid, command or ["/bin/bash", "-l"], identity)
+
+
+def without_dashes(words: Sequence[str]) -> Sequence[str]:
+    """A command without the `--` that may stand before it."""
+    return words[1:] if words[:1] == ["--"] else words

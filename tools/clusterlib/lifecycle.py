@@ -224,8 +224,18 @@ def write_marks(cluster: Cluster, devices: list[int]) -> None:
         "lower_root": cluster.lower_root,
         "devices": devices,
     }
-    write(cluster.path(MARK + ".new"), json.dumps(marks) + "\n")
-    os.rename(cluster.path(MARK + ".new"), cluster.path(MARK))
+    _publish_marks(cluster.state, marks)
+
+
+def note_devices(state: str, devices: list[int]) -> None:
+    """Note the devices anew, after a node's have changed."""
+    _publish_marks(state, {**read_marks(state), "devices": devices})
+
+
+def _publish_marks(state: str, marks: dict[str, Any]) -> None:
+    path = os.path.join(state, MARK)
+    write(f"{path}.new", json.dumps(marks) + "\n")
+    os.rename(f"{path}.new", path)
 
 
 def read_marks(state: str) -> dict[str, Any]:

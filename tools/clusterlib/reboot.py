@@ -41,14 +41,14 @@ def check(state: str, node: str) -> None:
     """Raise ToolError for what cannot be rebooted."""
     if node == CONTROLLER:
         raise ToolError(f"cannot reboot {node}: the network and the registry are in it")
-    if lifecycle.scheduler_of(state) is not services_slurm:
+    if lifecycle.scheduler_of(state).TITLE != services_slurm.TITLE:
         raise ToolError(f"cannot reboot {node}: only nodes of {services_slurm.TITLE} can be so far")
 
 
 def switch_off(pid: int) -> None:
     """Kill process 1, and with it all of the node; wait until the kernel has buried them.
 
-    Its command line is gone before its processes are: only a zombie has none left (pid_namespaces(7)).
+    Its command line goes before its processes do: a zombie has none left (pid_namespaces(7)).
     """
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: state_of(pid) in ("", "Z"), PATIENCE_S, f"process {pid} did not end")

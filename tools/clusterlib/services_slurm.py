@@ -150,6 +150,15 @@ def start(pids: Mapping[str, int]) -> None:
     )
 
 
+def boot(pid: int) -> None:
+    """What a node starts after a reboot: -b tells slurmctld, which ends the jobs that it had there.
+
+    By itself slurmd asks the kernel for its uptime, and this machine has not been rebooted.
+    """
+    run_in(pid, MUNGED)
+    run_in(pid, ["slurmd", "-b"])
+
+
 def stop(pids: Mapping[str, int]) -> None:
     """Wait until no job is left, then stop slurmctld and all slurmd."""
     controller = pids[CONTROLLER]
