@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import NamedTuple, Sequence
 
 WELL, MISSING, WRONG, NOTE = "ok", "missing", "wrong", "note"
+REPAIRED = "repaired"
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at; `state` is ok, missing, wrong or note (nothing to do).
+    """One thing that was looked at; `file` is where, or what else an administrator would look at.
 
-    `file` is where: a file, or what else an administrator would look at.
+    `state` is ok, missing, wrong, note (nothing to do) or repaired.
     """
 
     file: str
@@ -21,4 +22,4 @@ class Finding(NamedTuple):
 
 def is_well(findings: Sequence[Finding]) -> bool:
     """True when nothing is missing or wrong."""
-    return all(finding.state in (WELL, NOTE) for finding in findings)
+    return all(finding.state in (WELL, NOTE, REPAIRED) for finding in findings)

@@ -32,6 +32,9 @@ RACY_NS = 2_000_000_000
 ABANDONED_NS = 60_000_000_000
 """An unfinished snapshot this old is of a process that was killed."""
 
+UNFINISHED = ".new"
+"""How the name of a snapshot ends while it is written."""
+
 SETTINGS_NAME = "_settings"
 """The snapshot without an environment; no environment's name begins like this."""
 
@@ -195,7 +198,7 @@ def _ensure_directory(path: str) -> None:
 
 def _publish(path: str, text: str, clock: Clock) -> None:
     """Put a file into place whole; leave it to another process that is just doing the same."""
-    unfinished = path + ".new"
+    unfinished = path + UNFINISHED
     try:
         descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:

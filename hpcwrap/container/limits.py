@@ -82,8 +82,8 @@ class Usage(NamedTuple):
         ).sentence()
 
 
-def make(limits: Limits, place: JobPaths) -> None:
-    """Make the cgroups of a job that its limits need.
+def make(limits: Limits, place: JobPaths) -> Tuple[str, ...]:
+    """Make the cgroups of a job that its limits need; their directories.
 
     Raises SiteError when the node cannot hold a job to one of them, UserError for a cpuset that
     it does not have.
@@ -98,6 +98,7 @@ def make(limits: Limits, place: JobPaths) -> None:
     for cgroup in planned:
         _make(cgroup)
     _check_cpuset(limits, planned)
+    return tuple(cgroup.path for cgroup in planned)
 
 
 def name_of(place: JobPaths) -> str:
@@ -136,6 +137,12 @@ def release(place: JobPaths) -> Optional[Usage]:
     for path, _ in cgroups:
         _remove(path)
     return usage
+
+
+def end_lost(path: str, version: int) -> None:
+    """Kill what is in a cgroup that has outlived its job, and remove it.  Raises NodeError."""
+    _end_processes([(path, version)])
+    _remove(path)
 
 
 # ---- making ----

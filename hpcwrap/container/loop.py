@@ -15,8 +15,10 @@ import struct
 from typing import Iterator, NamedTuple, Optional
 
 from hpcwrap.errors import NodeError
+from hpcwrap.textfile import read_text
 
 LOOP_CONFIGURE, LOOP_GET_STATUS64, LOOP_CTL_GET_FREE = 0x4C0A, 0x4C05, 0x4C82
+LOOP_CLR_FD = 0x4C01
 LO_FLAGS_READ_ONLY, LO_FLAGS_AUTOCLEAR = 1, 4
 
 # struct loop_info64: device inode rdevice offset sizelimit (u64) number encrypt_type
@@ -43,6 +45,23 @@ def attach(image: int, name: str) -> Device:
     device to give.
     """
     return _find(image) or _bind_free(image, name)
+
+
+def goes_by_itself(path: str) -> bool:
+    """Whether the kernel frees a device with its last use, as all those that we bind."""
+    return read_text(f"/sys/block/{os.path.basename(path)}/loop/autoclear").strip() != "0"
+
+
+def detach(path: str) -> None:
+    """Free a device; one that is mounted goes with its last mount (loop(4), LOOP_CLR_FD).
+
+    Raises OSError.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(fd, LOOP_CLR_FD)
+    finally:
+        os.close(fd)
 
 
 def _find(image: int) -> Optional[Device]:

@@ -84,13 +84,18 @@ def pin(process: int, kind: str, path: str) -> bool:
 
 def unpin(path: str) -> None:
     """Drop a pin; nothing there is fine.  The kernel frees what no process uses any more."""
+    unmount(path)
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def unmount(path: str) -> None:
+    """Take all that is mounted on a path away from it; nothing there is fine."""
     for _ in range(8):
         try:
             syscalls.umount2(path, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
         except OSError:
             break
-    with suppress(FileNotFoundError):
-        os.unlink(path)
 
 
 def each_cpu(memory: str) -> Iterator[int]:
@@ -114,9 +119,11 @@ def recall_cpu(memory: str) -> int:
 def remember_cpu(memory: str, cpu: int) -> None:
     """Spare the next build tries that fail: which CPU is good changes once in a while only.
 
-    A link whose text is the number: made in one call, read in one call.
+    A link whose text is the number: made in one call, read in one call.  One that a killed prolog
+    has not renamed is renamed by the next.
     """
     if recall_cpu(memory) != cpu:
         with suppress(OSError):
-            os.symlink(str(cpu), f"{memory}.{os.getpid()}")
-            os.rename(f"{memory}.{os.getpid()}", memory)
+            with suppress(FileExistsError):
+                os.symlink(str(cpu), f"{memory}.new")
+            os.rename(f"{memory}.new", memory)

@@ -90,7 +90,7 @@ def find_garbage(store: Store, rules: Rules) -> Iterator[Item]:
         _leftovers(store),
         _aside(store, rules),
         _layers(store, rules),
-        _locks(store),
+        unused_locks(store),
     )
 
 
@@ -106,7 +106,7 @@ def mend(store: Store) -> None:
     """End what killed processes began, and remove nothing else: for a node's cache, which nobody
     collects.
     """
-    for item in chain(unfinished(store), _locks(store)):
+    for item in chain(unfinished(store), unused_locks(store)):
         _is_removed(item)
 
 
@@ -226,7 +226,7 @@ def _layers(store: Store, rules: Rules) -> Iterator[Item]:
         )
 
 
-def _locks(store: Store) -> Iterator[Item]:
+def unused_locks(store: Store) -> Iterator[Item]:
     """Files of locks whose image or reference has gone."""
     for name in sorted(os.listdir(store.locks_directory)):
         path = os.path.join(store.locks_directory, name)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 from types import ModuleType
-from typing import Any, Dict, Iterable, List, Optional
+from typing import Any, Dict, FrozenSet, Iterable, List, Optional
 
 from hpcwrap.config import Settings
 from hpcwrap.errors import SiteError
@@ -60,6 +61,21 @@ def read_jobs(settings: Settings) -> List[JobState]:
     pyslurm = load_pyslurm()
     found = pyslurm.job().get().values() if pyslurm else read_json("squeue", "jobs", settings)
     return [state for each in found for state in [make_job(each)] if state]
+
+
+def read_ids(settings: Settings) -> FrozenSet[str]:
+    """Ids of all jobs that have not ended, as prologs have them: an array's elements have each one.
+
+    Without --states squeue(1) tells of those that wait, run, are suspended or completing.
+    """
+    text = ask("squeue", ["--noheader", "--all", "--format=%A"], settings.slurm_commands)
+    return frozenset(text.decode().split())
+
+
+def find_ids(word: str, settings: Settings) -> List[str]:
+    """Numbers of what users call 42_7, an array's element, or 42+1.  Raises HpcwrapError."""
+    text = ask("scontrol", ["--oneliner", "show", "job", word], settings.slurm_commands)
+    return re.findall(r"^JobId=(\d+)", text.decode("utf-8", "replace"), re.MULTILINE)
 
 
 def read_nodes(settings: Settings) -> List[NodeState]:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from typing import Iterator, List
 
 from hpcwrap import config
-from hpcwrap.errors import EXIT_SITE
-from hpcwrap.finding import NOTE, WELL, WRONG, Finding, is_well
+from hpcwrap.errors import EXIT_SITE, UserError
+from hpcwrap.finding import NOTE, REPAIRED, WELL, WRONG, Finding, is_well
 from hpcwrap.schedulers import states
 from hpcwrap.schedulers.states import UP, NodeState
 from hpcwrap.table import print_table
-from hpcwrap.verbs import doctor_node
+from hpcwrap.verbs import doctor_node, leftover, leftovers
 from hpcwrap.verbs.status import add_scheduler
 
 EPILOG = """\
 Looks at the kernel, the store, the environments, the scheduler's hooks, the helper, and at what
-jobs have left here.  It changes nothing.  With --cluster it asks the scheduler which nodes are
+jobs have left here, and changes nothing.  With --repair it removes what jobs have left, and looks
+then; nothing of a job that runs is touched.  With --cluster it asks the scheduler which nodes are
 drained or down, and why.  The exit code is 3 if anything is missing or wrong.
 """
 
@@ -25,8 +27,12 @@ drained or down, and why.  The exit code is 3 if anything is missing or wrong.
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options of this verb."""
     parser.epilog = EPILOG
-    parser.add_argument(
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument(
         "--cluster", action="store_true", help="all nodes, as the scheduler has them"
+    )
+    either.add_argument(
+        "--repair", action="store_true", help="remove what jobs have left on this node (root)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--all", action="store_true", help="show what is well, too")
@@ -44,8 +50,19 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def node(arguments: argparse.Namespace) -> Iterator[Finding]:
-    """This node."""
-    return doctor_node.examine(doctor_node.load_node(arguments.config, arguments.scheduler))
+    """This node; after a repair, what that removed goes first."""
+    loaded = doctor_node.load_node(arguments.config, arguments.scheduler)
+    if arguments.repair:
+        yield from repair(loaded)
+    yield from doctor_node.examine(loaded)
+
+
+def repair(loaded: doctor_node.Node) -> Iterator[Finding]:
+    """Remove what jobs have left.  Raises UserError for who is not root."""
+    if os.geteuid() != 0:
+        raise UserError("cannot repair this node: that needs root")
+    for left in leftovers.repair(leftover.Node(loaded.settings, loaded.scheduler)):
+        yield left.finding._replace(state=REPAIRED)
 
 
 def cluster(arguments: argparse.Namespace) -> Iterator[Finding]:
@@ -63,7 +80,7 @@ def find_state(state: NodeState) -> Finding:
 
 def report(found: List[Finding], *, everything: bool) -> None:
     """Print what is not well, and how much is."""
-    order = {WELL: 2, NOTE: 1}
+    order = {WELL: 3, NOTE: 2, REPAIRED: 1}
     shown = [finding for finding in found if everything or finding.state != WELL]
     shown.sort(key=lambda finding: order.get(finding.state, 0))
     if shown:

@@ -1,6 +1,6 @@
 """What `hpcwrap doctor` looks at on one node, a function for each thing; they change nothing.
 
-CHECKS is the table.  What a repair could mend is found here, and mended by hpcwrap/sweep.py.
+CHECKS is the table.  What a repair can remove is in another, of verbs/leftovers.py.
 """
 
 from __future__ import annotations
@@ -9,15 +9,14 @@ import os
 import re
 import socket
 from contextlib import suppress
-from typing import Callable, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Callable, Iterator, NamedTuple, Optional, Tuple
 
-from hpcwrap import config, human, paths, sweep
-from hpcwrap.container import cgroups
+from hpcwrap import config, human, paths
 from hpcwrap.errors import HpcwrapError
-from hpcwrap.finding import MISSING, NOTE, WELL, WRONG, Finding
+from hpcwrap.finding import MISSING, NOTE, WELL, WRONG, Finding, is_well
 from hpcwrap.schedulers import states
 from hpcwrap.textfile import read_text
-from hpcwrap.verbs import setup, setup_host
+from hpcwrap.verbs import leftover, leftovers, setup, setup_host
 
 OLDEST = (5, 12)
 """Linux with mount_setattr(2), as docs/admins.md has it."""
@@ -33,9 +32,6 @@ SWITCHES = (
 FULL = 0.95
 HELPED = ("htcondor", "lsf")
 """Schedulers whose jobs call the helper."""
-
-DEPTH = 4
-"""Levels of cgroups in which a job's can be."""
 
 
 class Node(NamedTuple):
@@ -170,86 +166,20 @@ def helper(node: Node) -> Iterator[Finding]:
 # ---- leftovers ----
 
 
-def leftovers(node: Node) -> Iterator[Finding]:
-    """Jobs that nobody owns any more, and what of theirs has outlived its directory."""
+def leftovers_of_jobs(node: Node) -> Iterator[Finding]:
+    """What has outlived its job; `hpcwrap doctor --repair` removes it."""
     if os.geteuid() != 0:
         yield Finding("leftovers", "jobs", NOTE, "only root can look")
         return
-    jobs = list_jobs()
-    swept = sweep.left_over()
-    for job in swept:
-        yield Finding(f"{paths.JOBS}/{job}", "job", WRONG, "has no owner: run `hpcwrap sweep`")
-    for job in ended_jobs(node, [job for job in jobs if job not in swept]):
-        detail = f"{node.scheduler} does not know it any more: run the epilog for it"
-        yield Finding(f"{paths.JOBS}/{job}", "job", WRONG, detail)
-    found = [*lost_pins(jobs), *lost_devices(node, jobs), *lost_cgroups(jobs)]
+    left = leftover.Node(node.settings, node.scheduler)
+    found = [each.finding for each in leftovers.find(left)]
     yield from found
-    if not found:
-        yield Finding("leftovers", "jobs", WELL, f"{len(jobs)} here, nothing of others")
-
-
-def list_jobs() -> List[str]:
-    """Ids of the jobs that have a directory here."""
-    with suppress(FileNotFoundError):
-        return sorted(entry.name for entry in os.scandir(paths.JOBS) if entry.is_dir())
-    return []
-
-
-def ended_jobs(node: Node, jobs: List[str]) -> List[str]:
-    """Jobs without owners that the scheduler does not know any more: Slurm's, whose id is bare."""
-    asked = [job for job in jobs if not os.path.isdir(paths.JobPaths(job).owners)]
-    if node.scheduler != "slurm" or not asked:
-        return []
-    known = {job.id for job in states.load("slurm").read_jobs(node.settings)}
-    return [job for job in asked if job.isdigit() and job not in known]
-
-
-def lost_pins(jobs: List[str]) -> Iterator[Finding]:
-    """Namespaces that are pinned for no job."""
-    for line in read_text("/proc/self/mountinfo").splitlines():
-        point = line.split()[4]
-        name = point[len(paths.JOBS) + 1 :].partition("/")[0]
-        if point.startswith(f"{paths.JOBS}/") and name not in jobs:
-            yield Finding(point, "pin", WRONG, "no job has it: umount it")
-
-
-def lost_devices(node: Node, jobs: List[str]) -> Iterator[Finding]:
-    """Loop devices of the store's images on a node without any job; the last process frees them."""
-    if jobs:
-        return
-    stores = tuple(f"{path}/" for path in (node.settings.store, node.settings.cache) if path)
-    with suppress(FileNotFoundError):
-        for name in sorted(os.listdir("/sys/block")):
-            file = read_text(f"/sys/block/{name}/loop/backing_file").strip()
-            if file.startswith(stores):
-                detail = f"{file} is mounted, but no job is here: a process may be inside still"
-                yield Finding(f"/dev/{name}", "loop device", NOTE, detail)
-
-
-def lost_cgroups(jobs: List[str]) -> Iterator[Finding]:
-    """Cgroups of this node's jobs that are not there any more."""
-    own = re.compile(rf"hpcwrap-(.+)-{re.escape(os.uname().nodename)}")
-    for hierarchy in cgroups.find_hierarchies():
-        for path in directories(hierarchy.mount, DEPTH):
-            found = own.fullmatch(os.path.basename(path))
-            if found and found.group(1) not in jobs:
-                processes = len(read_text(f"{path}/{cgroups.PROCS}").split())
-                detail = f"its job is gone; processes in it: {processes}"
-                yield Finding(path, "cgroup", WRONG, detail)
-
-
-def directories(top: str, depth: int) -> Iterator[str]:
-    """Directories below another, so many levels deep."""
-    with suppress(OSError):
-        for entry in os.scandir(top):
-            if entry.is_dir(follow_symlinks=False):
-                yield entry.path
-                if depth > 1:
-                    yield from directories(entry.path, depth - 1)
+    if is_well(found):
+        yield Finding("leftovers", "jobs", WELL, f"{len(left.jobs)} here, nothing of others")
 
 
 CHECKS: Tuple[Check, ...] = (
     *(kernel, file_systems, loop_devices, programs, environments),
-    *(store, hooks, helper, leftovers),
+    *(store, hooks, helper, leftovers_of_jobs),
 )
 """In the order in which one would look."""

@@ -45,7 +45,7 @@ def lost(site: Site) -> Iterator[None]:
     site.root("n1", "mkdir", "-p", f"{LOST}/ns")
     site.root("n1", "touch", f"{LOST}/record.json")
     yield
-    site.root("n1", "rm", "-r", LOST)
+    site.root("n1", "rm", "-rf", LOST)
 
 
 @pytest.mark.usefixtures("lost")
@@ -53,6 +53,27 @@ def test_what_an_epilog_did_not_take(site: Site) -> None:
     (found,) = doctor(site, "n1")
     assert (found["file"], found["what"]) == (LOST, "job")
     assert "slurm does not know it any more" in found["detail"]
+
+
+@pytest.mark.usefixtures("lost")
+def test_a_repair_takes_it_and_no_job_that_runs(site: Site) -> None:
+    """Elements of an array have names of their own in squeue, and their numbers on the nodes."""
+    waits = (
+        "#!/bin/sh\ntouch started-$SLURM_ARRAY_TASK_ID\nwhile [ ! -e over ]; do sleep 0.1; done\n"
+    )
+    site.alice("rm", "-f", "over", "started-1", "started-2")
+    array = site.submit(waits, "--container=busybox-1", "--array=1-2", "--nodelist=n1").stdout
+    try:
+        assert site.eventually(lambda: "started-2" in site.alice("ls").stdout, 60)
+        told = json.loads(site.root("n1", "hpcwrap", "doctor", "--repair", "--json").stdout)
+        assert [each["file"] for each in told if each["state"] == "repaired"] == [LOST]
+        assert len(site.root("n1", "ls", "/run/hpcwrap/jobs").stdout.split()) == 2
+        assert doctor(site, "n1") == []
+    finally:
+        site.alice("touch", "over")
+    assert site.eventually(lambda: site.has_ended(array.strip()), 60)
+    assert "ExitCode=0:0" in site.job(array.strip())
+    assert site.root("n1", "ls", "/run/hpcwrap/jobs").stdout == ""
 
 
 def test_a_store_that_is_gone(site: Site) -> None:

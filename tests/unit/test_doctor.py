@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 from pathlib import Path
 from typing import List
@@ -14,7 +13,7 @@ from hpcwrap import cli, paths
 from hpcwrap.config import Settings
 from hpcwrap.finding import MISSING, NOTE, WELL, WRONG, Finding
 from hpcwrap.schedulers import states
-from hpcwrap.schedulers.states import DRAINED, UP, JobState, NodeState
+from hpcwrap.schedulers.states import DRAINED, UP, NodeState
 from hpcwrap.verbs import doctor, doctor_node
 from hpcwrap.verbs.doctor_node import Node
 
@@ -71,27 +70,6 @@ def test_the_helper_is_looked_for_where_jobs_need_it(
         listener.listen()
         (there,) = doctor_node.helper(lsf)
     assert there.state == WELL
-
-
-def test_a_directory_that_slurm_knows_nothing_of(
-    node: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("7", "8", "run-1-2"):
-        os.makedirs(f"{paths.JOBS}/{name}")
-    job = JobState("7", "alice", "running", "", "main", ("n1",), 0.0, "x")
-    monkeypatch.setattr(states.load("slurm"), "read_jobs", lambda _settings: [job])
-    slurm = node._replace(scheduler="slurm")
-    assert doctor_node.list_jobs() == ["7", "8", "run-1-2"]
-    assert doctor_node.ended_jobs(slurm, doctor_node.list_jobs()) == ["8"]
-    assert doctor_node.ended_jobs(node, doctor_node.list_jobs()) == []
-
-
-def test_a_pin_of_no_job_is_found(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    line = f"9 8 0:4 mnt:[4026532] {paths.JOBS}/{{}}/ns/mnt rw - nsfs nsfs rw\n"
-    text = line.format("7") + line.format("8") + f"5 4 0:3 / {paths.JOBS} rw - tmpfs run rw\n"
-    monkeypatch.setattr(doctor_node, "read_text", lambda _path: text)
-    (found,) = doctor_node.lost_pins(["7"])
-    assert found.file == f"{paths.JOBS}/8/ns/mnt"
 
 
 def test_what_cannot_be_looked_at_is_said(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
