@@ -61,7 +61,9 @@ static void keep_directory(const char *before)
 int main(int count, char **arguments)
 {
     char directory[PATH_MAX], path[PATH_MAX + NAME_MAX], before[PATH_MAX];
-    const char *command = count > 0 ? basename(arguments[0]) : "hpcwrap-host";
+    /* Not by basename(3): musl has had no other than that of libgen.h since 1.2.5. */
+    const char *called = count > 0 ? arguments[0] : "hpcwrap-host";
+    const char *slash = strrchr(called, '/'), *command = slash ? slash + 1 : called;
     uid_t uid = geteuid();
     gid_t gid = getegid();
     ssize_t length = readlink(COMMANDS, directory, sizeof directory - 1);
