@@ -5,6 +5,7 @@ One release is this machine's own; the nodes run others over a tree of their sui
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from typing import Mapping
@@ -63,7 +64,7 @@ JobAcctGatherType=jobacct_gather/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
-MpiDefault=pmix
+MpiDefault={mpi}
 PrologFlags=Alloc
 LaunchParameters=use_interactive_step
 ReturnToService=2
@@ -106,11 +107,14 @@ def make_state(cluster: Cluster) -> None:
 def slurm_conf(cluster: Cluster) -> str:
     """The cluster's slurm.conf."""
     last = cluster.compute_names[-1][1:]
+    pmix = glob.glob(f"{cluster.lower_root}/usr/lib/*/slurm-wlm/mpi_pmix.so")
     return SLURM_CONF_TEMPLATE.format(
         controller=CONTROLLER,
         slurmctld_pid_file=SLURMCTLD_PID_FILE,
         slurmd_pid_file=SLURMD_PID_FILE,
         log_dir=SLURM_LOG_DIR,
+        # Debian's 26.05 was built without PMIx.
+        mpi="pmix" if pmix else "pmi2",
         nodes="n1" if last == "1" else f"n[1-{last}]",
     )
 
