@@ -33,7 +33,7 @@ VERBS = (
     Verb("top", "show live what container jobs use, on this node or in the cluster"),
     Verb("doctor", "examine this node, or all nodes, for what keeps containers from working"),
     Verb("sweep", "end what jobs left on this node that no epilog came for"),
-    Verb("timing", "show where the time of a finished job's containers went"),
+    Verb("show", "show what a job asked for, what it got, how, and how long that took"),
 )
 
 EPILOG = """\

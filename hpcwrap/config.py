@@ -78,6 +78,7 @@ class Settings(NamedTuple):
     mount_workdir: bool = True
     root_size: str = "16m"
     log: str = "/var/log/hpcwrap/jobs.jsonl"
+    ended_jobs: int = 500
     allow_none: bool = True
     slurm_spool_directory: str = "/var/spool/slurmd"
     slurm_configuration_directory: str = "/etc/slurm"
@@ -225,6 +226,12 @@ ROWS = (
     Row("mount_workdir", "switch", "Whether the job's work directory is in the container"),
     Row("root_size", "size", "Size of the tmpfs that holds a container's mount points"),
     Row("log", "path", "File that gets a line of JSON for each container of a job"),
+    Row(
+        "ended_jobs",
+        "number",
+        "Number of ended jobs that each node remembers for `hpcwrap show`",
+        most=100_000,
+    ),
     Row("allow_none", "switch", "Whether --container=none may opt out of a default"),
     Row("slurm_spool_directory", "path", "SlurmdSpoolDir, as slurm.conf has it"),
     Row("slurm_configuration_directory", "path", "Directory of slurm.conf and plugstack.conf"),

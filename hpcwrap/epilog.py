@@ -11,7 +11,8 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, Dict, Optional
 
-from hpcwrap import log, owners, paths, record, schedulers, snapshot
+from hpcwrap import ended, log, owners, paths, record, schedulers, snapshot
+from hpcwrap.config import Settings
 from hpcwrap.container import build
 from hpcwrap.errors import HpcwrapError
 from hpcwrap.image import lease
@@ -99,23 +100,38 @@ def summarise(place: paths.JobPaths, made: record.Record) -> Dict[str, Any]:
 
 
 def keep(summary: Dict[str, Any]) -> None:
-    """Append the summary to the site's log of jobs, one JSON document a line."""
-    try:
-        path = snapshot.load_settings().log
-        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(summary) + "\n")
-    except (HpcwrapError, OSError) as error:
-        log.warn(f"cannot keep the times of job {summary['job']}: {error}")
+    """Keep a job's summary: in the site's log of jobs, on this node for a while, in syslog."""
+    for step in (append, remember):
+        try:
+            step(summary, snapshot.load_settings())
+        except (HpcwrapError, OSError) as error:
+            log.warn(f"cannot keep the times of job {summary['job']}: {error}")
+    report(summary)
+
+
+def append(summary: Dict[str, Any], settings: Settings) -> None:
+    """Append the summary to the site's log of jobs, one JSON document a line.  Raises OSError."""
+    os.makedirs(os.path.dirname(settings.log), mode=0o755, exist_ok=True)
+    line = {key: value for key, value in summary.items() if key not in ended.DETAILS}
+    with open(settings.log, "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def remember(summary: Dict[str, Any], settings: Settings) -> None:
+    """Let `hpcwrap show` find the job on this node.  Raises OSError."""
+    ended.remember(summary, settings.ended_jobs)
+
+
+def report(summary: Dict[str, Any]) -> None:
+    """Leave a line in syslog of all that entered, and one of the end.
+
+    Ranks leave none themselves: they start by the thousand.
+    """
+    who = {key: summary[key] for key in ("job", "user", "node")}
+    who["image"] = f"{summary['environment']}@{summary['digest']}"
+    if summary["joins"]:
+        slowest = max(join["us"] for join in summary["joins"]) / 1e3
+        log.stage_line("enter", **who, ms=slowest, joins=len(summary["joins"]))
     keys = ("oom_kills", "pids_refused", "lost_limits")
     told = {key: summary[key] for key in keys if summary.get(key)}
-    log.stage_line(
-        "epilog",
-        job=summary["job"],
-        user=summary["user"],
-        node=summary["node"],
-        image=f"{summary['environment']}@{summary['digest']}",
-        joins=len(summary["joins"]),
-        ms=summary["milliseconds"]["epilog"],
-        **told,
-    )
+    log.stage_line("epilog", **who, ms=summary["milliseconds"]["epilog"], **told)

@@ -17,7 +17,7 @@ import sys
 from contextlib import suppress
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Tuple, cast
 
-from hpcwrap import epilog, log, owners, paths, prolog, record, schedulers, sweep
+from hpcwrap import epilog, owners, paths, prolog, record, schedulers, sweep
 from hpcwrap.config import Settings
 from hpcwrap.environment import Mount, parse_mount, target_key
 from hpcwrap.errors import HpcwrapError, SiteError, UserError
@@ -242,6 +242,7 @@ def prepare(caller: Caller, asked: Asked) -> Dict[str, Any]:
 
 def make(called: Called, job: Job, request: Request, note: bytes) -> bool:
     """Make a container; False when the job has none.  Nothing of it is left on an error."""
+    watch = prolog.Stopwatch()
     try:
         made = prolog.prolog(job, request, cast(schedulers.Adapter, called))
         if made is None:
@@ -250,10 +251,9 @@ def make(called: Called, job: Job, request: Request, note: bytes) -> bool:
     except BaseException as error:
         epilog.epilog(job.id)
         if isinstance(error, HpcwrapError):
-            words = {"job": job.id, "user": job.user.name, "node": job.node}
-            log.stage_line("prolog", **words, error=error.sentence())
+            prolog.report_failure(job, request, error.sentence(), watch)
         raise
-    prolog.report(job, made)
+    prolog.report(job, made, watch)
     return True
 
 

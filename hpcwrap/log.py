@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import Dict, Union
 
 from hpcwrap.errors import printable
 
 Field = Union[str, int, float]
+
+PLAIN = frozenset(map(chr, range(0x21, 0x7F))) - frozenset('"=\\')
+"""What a value in syslog may consist of without quotes."""
+
+LONGEST = 1024
+"""Characters of one value: syslog daemons cut lines, the longest where it suits them."""
 
 
 def say(text: str) -> None:
@@ -22,8 +29,16 @@ def warn(text: str) -> None:
 
 
 def format_fields(stage: str, fields: Dict[str, Field]) -> str:
-    """Format the one line that a stage leaves in syslog: ``prolog job=7 user=alice ms=31``."""
-    return " ".join([stage, *(f"{key}={_quote(value)}" for key, value in fields.items())])
+    r"""Format the one line that a stage leaves in syslog, in logfmt: KEY=VALUE, blanks between.
+
+    A value with anything but plain letters is in quotes, escaped as JSON's strings are: what users
+    and images have a say in cannot end a value, nor the line.
+
+    >>> format_fields("prolog", {"job": 7, "ms": 31.04, "error": 'no "x"\n'})
+    'stage=prolog job=7 ms=31.04 error="no \\"x\\"\\n"'
+    """
+    pairs = {"stage": stage, **fields}
+    return " ".join(f"{key}={_quote(value)}" for key, value in pairs.items())
 
 
 def stage_line(stage: str, **fields: Field) -> None:
@@ -36,8 +51,8 @@ def stage_line(stage: str, **fields: Field) -> None:
 
 def _quote(value: Field) -> str:
     if isinstance(value, float):
-        return f"{value:.1f}"
+        return f"{value:.2f}"
     text = str(value)
-    if not text or any(character.isspace() or character == '"' for character in text):
-        return '"' + text.replace('"', "'").replace("\n", " ") + '"'
-    return text
+    if len(text) > LONGEST:
+        text = f"{text[:LONGEST]}..."
+    return text if text and PLAIN.issuperset(text) else json.dumps(text)

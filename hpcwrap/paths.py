@@ -16,6 +16,9 @@ RUN = "/run/hpcwrap"
 JOBS = RUN + "/jobs"
 """A directory for each job with a container on this node (a private mount, 0711)."""
 
+ENDED = RUN + "/ended"
+"""What is remembered of jobs that have ended (0711); each file is root's and its user's to read."""
+
 HELPER_SOCKET = RUN + "/helper.sock"
 """Where the helper listens (hpcwrap-helper.socket); everyone may connect."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import Optional
+from typing import Dict, Optional, cast
 
 from hpcwrap import epilog, log, machine, owners, paths, record, schedulers, submit, supply
 from hpcwrap.config import Settings
@@ -82,6 +82,8 @@ def make(
         milliseconds=times,
         rlimits=tuple(map(format_rlimit, plan.rlimits)),
         warning="; ".join(filter(None, (supplied.warning, *plan.warnings))),
+        plan=plan.describe(),
+        variables=environ.describe_variables(image.config.env, plan, choice.environment),
     )
     leave_record(place, made, plan, choice.environment, image)
     return made
@@ -99,21 +101,27 @@ def main(scheduler: str) -> int:
 
 def run(adapter: schedulers.Adapter) -> None:
     """Run one prolog.  Raises HpcwrapError only where no error can be left in the job's record."""
+    watch = Stopwatch()
     job, request = adapter.read_prolog(os.environ)
     if job.owners:
         sweep_leftovers()
     try:
         made = prolog(job, request, adapter)
         if made:
-            report(job, made)
-    except NodeError:
+            report(job, made, watch)
+            note_image(job, made, adapter)
+    except NodeError as error:
+        report_failure(job, request, error.sentence(), watch)
         raise
     except HpcwrapError as error:
+        report_failure(job, request, error.sentence(), watch)
         fail_job(job, error.sentence())
     except Exception as error:  # noqa: BLE001
         # A bug of ours: the job must not run on the host, and the node is not to blame.
         sys.excepthook(type(error), error, error.__traceback__)
-        fail_job(job, f"the prolog failed: {type(error).__name__}: {error} (please report this)")
+        sentence = f"the prolog failed: {type(error).__name__}: {error} (please report this)"
+        report_failure(job, request, sentence, watch)
+        fail_job(job, sentence)
 
 
 class Stopwatch:
@@ -181,6 +189,8 @@ def describe(job: Job, choice: submit.Choice, supplied: Supplied) -> record.Reco
         milliseconds=supplied.milliseconds,
         stores=supplied.stores,
         warning=supplied.warning,
+        uid=job.user.uid,
+        pin=choice.pin,
     )
 
 
@@ -194,7 +204,7 @@ def leave_record(
     """Write the record, and the entry as the last file: without it nobody gets in."""
     entry = environ.make_entry(made.label, plan, place, image.config.env, environment)
     record.write_record(place, made)
-    record.publish(place.timing, b"", 0o600)
+    record.publish(place.timing, b"", 0o600, reader=made.uid)
     record.publish(place.entry, entry, 0o640, group=plan.user.gid)
 
 
@@ -205,18 +215,34 @@ def fail_job(job: Job, sentence: str) -> None:
         build.release(place)
         owners.begin(place, job.owners)
         record.write_error(place, sentence)
-    log.stage_line("prolog", job=job.id, user=job.user.name, node=job.node, error=sentence)
 
 
-def report(job: Job, made: record.Record) -> None:
-    """Leave one line in syslog, and another for what was not as it should be."""
-    if made.warning:
-        log.stage_line("prolog", job=job.id, node=job.node, warning=made.warning)
-    log.stage_line(
-        "prolog",
-        job=job.id,
-        user=job.user.name,
-        node=job.node,
-        image=made.label,
-        ms=made.milliseconds["prolog"],
-    )
+def report(job: Job, made: record.Record, watch: Stopwatch) -> None:
+    """Leave one line in syslog, with what was not as it should be; `watch` is the whole stage's."""
+    warning = {"warning": made.warning} if made.warning else {}
+    log.stage_line("prolog", **who(job), image=made.label, ms=watch.milliseconds(), **warning)
+
+
+def note_image(job: Job, made: record.Record, adapter: schedulers.Adapter) -> None:
+    """Have accounting get to know the image, where the submission did not; nobody waits for it."""
+    if not hasattr(adapter, "account"):
+        return
+    from hpcwrap.run import detach
+
+    accounting = cast(schedulers.AccountingAdapter, adapter)
+    words = accounting.account(os.environ, made.label)
+    if words:
+        program = f"from hpcwrap.hook import main; main('hooks.account_{job.scheduler}', '')"
+        with open(os.devnull, "rb") as null:
+            detach([sys.executable, "-I", "-c", program, *words], null.fileno())
+
+
+def report_failure(job: Job, request: Request, sentence: str, watch: Stopwatch) -> None:
+    """Leave one line in syslog for a job that gets no container, with what was asked for."""
+    asked = {"image": request.container} if request.container else {}
+    log.stage_line("prolog", **who(job), **asked, ms=watch.milliseconds(), error=sentence)
+
+
+def who(job: Job) -> Dict[str, log.Field]:
+    """What every stage's line begins with."""
+    return {"job": job.id, "user": job.user.name, "node": job.node}

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 from contextlib import suppress
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
@@ -20,6 +21,12 @@ from hpcwrap.errors import NodeError, SiteError
 from hpcwrap.paths import JobPaths
 
 VERSION = 1
+LISTS = ("stores", "rlimits", "plan", "variables")
+
+# linux/posix_acl_xattr.h: a version, then an entry each of tag, permissions and number.
+ACL, ACL_VERSION, ACL_ENTRY = "system.posix_acl_access", struct.pack("<I", 2), struct.Struct("<HHI")
+OWNER, USER, GROUP, MASK, OTHER = 0x01, 0x02, 0x04, 0x10, 0x20
+NOBODY = 0xFFFFFFFF
 
 
 class Record(NamedTuple):
@@ -27,7 +34,9 @@ class Record(NamedTuple):
 
     `environment` is its name, or the image that the user named.  `stores` are those in which the
     job holds a lease of the image.  `warning` says what was not as it should be, though the job
-    runs.  `rlimits` are those that root sets before a command starts, NAME=SOFT:HARD.
+    runs.  `rlimits` are those that root sets before a command starts, NAME=SOFT:HARD.  `uid` is the
+    user's number, -1 where it is not known.  `pin` is the digest that was asked for, if one was.
+    `plan` has a line for each operation, `variables` one for each change to the job's variables.
     """
 
     job: str
@@ -43,6 +52,10 @@ class Record(NamedTuple):
     stores: Sequence[str] = ()
     warning: str = ""
     rlimits: Sequence[str] = ()
+    uid: int = -1
+    pin: str = ""
+    plan: Sequence[str] = ()
+    variables: Sequence[str] = ()
 
     @property
     def label(self) -> str:
@@ -51,9 +64,9 @@ class Record(NamedTuple):
 
 
 def write_record(place: JobPaths, record: Record) -> None:
-    """Write the record."""
+    """Write the record, for root and for the job's user to read."""
     document = {"version": VERSION, **record._asdict()}
-    publish(place.record, json.dumps(document, indent=1).encode() + b"\n", 0o600)
+    publish(place.record, json.dumps(document).encode() + b"\n", 0o600, reader=record.uid)
 
 
 def read_record(place: JobPaths) -> Optional[Record]:
@@ -63,7 +76,7 @@ def read_record(place: JobPaths) -> Optional[Record]:
             document = json.load(file)
         if document.pop("version") != VERSION:
             raise ValueError("written by another version of hpcwrap")
-        document.update((name, tuple(document.get(name, ()))) for name in ("stores", "rlimits"))
+        document.update((name, tuple(document.get(name, ()))) for name in LISTS)
         return Record(**document)
     except FileNotFoundError:
         return None
@@ -93,16 +106,33 @@ def read_timing(place: JobPaths) -> List[Dict[str, Any]]:
     return joins
 
 
-def publish(path: str, content: bytes, mode: int, group: int = -1) -> None:
-    """Write a file so that it is there whole or not at all (temporary file, rename)."""
+def publish(path: str, content: bytes, mode: int, group: int = -1, reader: int = -1) -> None:
+    """Write a file so that it is there whole or not at all (temporary file, rename).
+
+    `group` is the file's; `reader` is the number of a user who may read it, besides.
+    """
     temporary = f"{path}.{os.getpid()}"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     with open(fd, "wb") as file:
         os.fchmod(fd, mode)
         if group >= 0:
             os.fchown(fd, -1, group)
+        if reader >= 0:
+            let_read(fd, reader)
         file.write(content)
     os.rename(temporary, path)
+
+
+def let_read(fd: int, uid: int) -> None:
+    """Let one user read a file that is root's alone (acl(5)); a group of the user's has others.
+
+    To give the user the file would be to let the user change it.  Where the file system has no
+    access control lists, root alone reads on.
+    """
+    entries = ((OWNER, 6, NOBODY), (USER, 4, uid), (GROUP, 0, NOBODY), (MASK, 4, NOBODY))
+    packed = [ACL_ENTRY.pack(*entry) for entry in (*entries, (OTHER, 0, NOBODY))]
+    with suppress(OSError):
+        os.setxattr(fd, ACL, ACL_VERSION + b"".join(packed))
 
 
 def remove(place: JobPaths) -> None:

@@ -7,7 +7,7 @@ scheduler says into our words and decide nothing.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Mapping, NamedTuple, Optional, Protocol, Tuple, cast
+from typing import TYPE_CHECKING, List, Mapping, NamedTuple, Optional, Protocol, Tuple, cast
 
 from hpcwrap.config import DEFAULT_KEYS, Settings
 from hpcwrap.environment import Mount
@@ -84,6 +84,16 @@ class Adapter(Protocol):
         """Say how a job reaches its other nodes; None where it cannot.
 
         `environ` is the prolog's environment.
+        """
+
+
+class AccountingAdapter(Adapter, Protocol):
+    """What the prolog needs besides, of a scheduler whose accounting has room for an image."""
+
+    def account(self, environ: Mapping[str, str], label: str) -> Optional[List[str]]:
+        """Give the arguments of hooks/account_NAME.py, which is to note NAME@DIGEST.
+
+        None where nothing is to be noted.  `environ` is the prolog's environment.
         """
 
 

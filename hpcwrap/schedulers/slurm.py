@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING, Mapping, Optional, Tuple
+from typing import TYPE_CHECKING, List, Mapping, Optional, Tuple
 
 from hpcwrap.config import Settings
 from hpcwrap.environment import Mount
@@ -157,6 +157,20 @@ def read_request(environ: Mapping[str, str]) -> Request:
     if not request.pin and noted.container == request.container:
         return request._replace(pin=noted.pin)
     return request
+
+
+def account(environ: Mapping[str, str], label: str) -> Optional[List[str]]:
+    """Give the arguments of hooks/account_slurm.py; None where accounting has the image already.
+
+    submit/slurm.lua notes the digests that it knows in both comments; on the job's other nodes
+    nothing is to be done.
+    """
+    if comment_request(environ.get("SLURM_JOB_COMMENT", "")) == label:
+        return None
+    nodes = slurm_hosts.expand(environ.get("SLURM_NODELIST", ""))
+    if nodes[:1] != (environ.get("SLURMD_NODENAME"),):
+        return None
+    return [read_job_id(environ), label, environ.get("SLURM_CONF", "")]
 
 
 def comment_request(comment: str) -> Optional[str]:

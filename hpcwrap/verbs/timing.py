@@ -1,15 +1,9 @@
-"""`hpcwrap timing`: where the time of a finished job's containers went."""
+"""Where the time of a job's containers went, as a table: `hpcwrap show timing`."""
 
 from __future__ import annotations
 
-import argparse
-import json
-from contextlib import suppress
 from statistics import median
-from typing import Any, Dict, Iterator, List
-
-from hpcwrap.config import load_config
-from hpcwrap.errors import UserError
+from typing import Any, Dict, List
 
 STEPS = (
     *("jitter", "wait", "resolve", "download", "unpack", "convert", "publish", "copy"),
@@ -20,41 +14,8 @@ for the node's cache, whoever of its jobs copied.
 """
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the verb."""
-    parser.epilog = "The epilog keeps the times in the file that the setting `log` names.\n"
-    parser.add_argument("job", metavar="JOB", help="the job's id")
-    parser.add_argument("--json", action="store_true", help="one document a node")
-
-
-def run(arguments: argparse.Namespace) -> int:
+def display(found: List[Dict[str, Any]]) -> None:
     """Print a table with a row for each node and step."""
-    path = load_config(arguments.config).settings.log
-    found = list(find(path, arguments.job))
-    if not found:
-        raise UserError(
-            f"cannot find job {arguments.job} in {path}",
-            "its epilog has not run yet, it had no container, or the log is another node's",
-        )
-    if arguments.json:
-        print(json.dumps(found, indent=1))
-    else:
-        show(found)
-    return 0
-
-
-def find(path: str, job: str) -> Iterator[Dict[str, Any]]:
-    """Read a job's lines from the log; broken lines are left out."""
-    with suppress(FileNotFoundError), open(path, encoding="utf-8", errors="replace") as file:
-        for line in file:
-            # Cheaper than to decode every line of a log that may be years long.
-            if f'"job": "{job}"' in line:
-                with suppress(ValueError):
-                    yield json.loads(line)
-
-
-def show(found: List[Dict[str, Any]]) -> None:
-    """Print the table for people."""
     from rich.console import Console
     from rich.table import Table
 
@@ -79,7 +40,8 @@ def rows(summary: Dict[str, Any]) -> list[tuple[str, float]]:
     """Steps of one node with their times in ms: of the prolog, a row for each rank, the epilog."""
     times = summary["milliseconds"]
     before = [(step, times[step]) for step in STEPS if step in times]
-    return [*before, *joins(summary["joins"]), ("epilog", times["epilog"])]
+    after = [("epilog", times["epilog"])] if "epilog" in times else []
+    return [*before, *joins(summary["joins"]), *after]
 
 
 def joins(lines: List[Dict[str, Any]]) -> list[tuple[str, float]]:

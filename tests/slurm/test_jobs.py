@@ -229,7 +229,7 @@ def test_after_the_jobs_the_nodes_are_as_before(site: Site) -> None:
 
 def test_times_are_kept_for_people(site: Site) -> None:
     job = site.batch("#!/bin/sh\nsrun -n2 true\n", "--container=debian-12", "-n2")
-    assert site.eventually(lambda: site.root("ctl", "hpcwrap", "timing", job.id).code == 0)
-    text = site.root("ctl", "hpcwrap", "timing", job.id).stdout
+    assert site.eventually(lambda: site.root("ctl", "hpcwrap", "show", "timing", job.id).code == 0)
+    text = site.root("ctl", "hpcwrap", "show", "timing", job.id).stdout
     for word in ("prolog", "join, rank 0", "join, rank 1", "epilog"):
         assert word in text

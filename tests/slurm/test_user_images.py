@@ -90,11 +90,11 @@ def test_a_file_is_converted_once_and_again_when_it_changes(site: Site, allowed:
     script = "#!/bin/sh\necho $HPCWRAP_CONTAINER $(cat /version)\n"
     first = site.batch(script, f"--container={FILE}")
     assert re.fullmatch(rf"{FILE}@sha256:\w+ one\n", first.output)
-    log = site.root("ctl", "hpcwrap", "timing", first.id).stdout
+    log = site.root("ctl", "hpcwrap", "show", "timing", first.id).stdout
     assert "convert" in log
     again = site.batch(script, f"--container={FILE}")
     assert again.output == first.output
-    assert "convert" not in site.root("ctl", "hpcwrap", "timing", again.id).stdout
+    assert "convert" not in site.root("ctl", "hpcwrap", "show", "timing", again.id).stdout
     make_file(site, "two")
     assert site.batch(script, f"--container={FILE}").output.endswith(" two\n")
 

@@ -1,6 +1,7 @@
 """The stages' own logic, without a scheduler and without root."""
 
 import json
+import re
 from pathlib import Path
 from typing import Tuple
 
@@ -12,7 +13,6 @@ from hpcwrap.errors import NodeError, SiteError, UserError
 from hpcwrap.job import Job, User, find_user
 from hpcwrap.request import Request
 from hpcwrap.schedulers import default_container
-from hpcwrap.verbs import timing
 from hpcwrap.verbs.pull import reference_of
 
 ALICE = User("alice", 2001, 2001, (2001,), "/home/alice")
@@ -184,6 +184,7 @@ def test_times_of_a_job_are_told_by_node_and_rank(
         "job": "7",
         "user": "alice",
         "node": "n1",
+        "started": 1.0,
         "environment": "cuda",
         "reference": "cuda:12",
         "digest": "sha256:0",
@@ -192,23 +193,34 @@ def test_times_of_a_job_are_told_by_node_and_rank(
     }
     other = {**summary, "job": "77"}
     path.write_text("\n".join(json.dumps(each) for each in (other, summary)) + "\nbroken\n")
-    assert cli.run(["--config", config, "timing", "7"]) == 0
+    assert cli.run(["--config", config, "show", "timing", "7"]) == 0
     shown = capsys.readouterr().out
     for words in ("wait", "prolog", "join, rank 0 (of 2 steps)", "0.020", "rank 10", "epilog"):
         assert words in shown
-    assert cli.run(["--config", config, "timing", "8"]) == 2
+    assert cli.run(["--config", config, "show", "timing", "8"]) == 2
     assert "cannot find job 8" in capsys.readouterr().err
-
-
-def test_timing_leaves_broken_lines_out(tmp_path: Path) -> None:
-    path = tmp_path / "log"
-    path.write_text('{"job": "7", broken\n{"job": "7"}\n')
-    assert list(timing.find(str(path), "7")) == [{"job": "7"}]
 
 
 def test_one_line_for_syslog() -> None:
     line = log.format_fields("prolog", {"job": "7", "ms": 12.34, "error": 'no "x"\nhere', "e": ""})
-    assert line == 'prolog job=7 ms=12.3 error="no \'x\' here" e=""'
+    assert line == 'stage=prolog job=7 ms=12.34 error="no \\"x\\"\\nhere" e=""'
+
+
+@pytest.mark.parametrize(
+    "text", ["a b", "a=b", 'a"b', "a\\b", "a\nstage=x job=1", "\x1b[2J", "é\udcff"]
+)
+def test_no_value_ends_itself_or_the_line(text: str) -> None:
+    line = log.format_fields("prolog", {"image": text, "ms": 1.0})
+    found = re.fullmatch(r'stage=prolog image=(".*") ms=1\.00', line)
+    assert found
+    assert json.loads(found.group(1)) == text
+    assert line.isprintable()
+    assert line.isascii()
+
+
+def test_a_long_value_is_cut() -> None:
+    line = log.format_fields("prolog", {"error": "x" * 5000, "ms": 1.0})
+    assert line == f"stage=prolog error={'x' * 1024}... ms=1.00"
 
 
 def test_an_error_is_one_sentence() -> None:
