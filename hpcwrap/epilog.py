@@ -39,7 +39,7 @@ def finish(place: paths.JobPaths) -> Optional[Dict[str, Any]]:
     start = time.monotonic()
     made = read_record(place)
     summary = summarise(place, made) if made else None
-    usage = drop(place, made)
+    usage = drop(place)
     if summary is not None and usage is not None:
         summary.update(oom_kills=usage.oom_kills, memory_peak=usage.peak, oom=usage.sentence())
         summary.update(pids_refused=usage.refused, pids=usage.pids_sentence())
@@ -49,16 +49,16 @@ def finish(place: paths.JobPaths) -> Optional[Dict[str, Any]]:
     return summary
 
 
-def drop(place: paths.JobPaths, made: Optional[record.Record]) -> Optional[Usage]:
+def drop(place: paths.JobPaths) -> Optional[Usage]:
     """End a job's processes, drop its container, then what keeps the image, then the record.
 
     Returns what its cgroup counted, None where the scheduler has made that.
     """
     usage = end_processes(place)
     build.release(place)
-    if made is not None:
-        for root in made.stores:
-            lease.drop(Store(root), made.digest, made.node, made.job)
+    job_id = os.path.basename(place.directory)
+    for held in record.read_leases(place):
+        lease.drop(Store(held.store), held.digest, held.node, job_id)
     record.remove(place)
     return usage
 

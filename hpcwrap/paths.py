@@ -25,6 +25,9 @@ HELPER_SOCKET = RUN + "/helper.sock"
 HELPER_TURNS = RUN + "/helper-turns"
 """A file with a lock for each container: one call of the helper at a time."""
 
+SWEPT = RUN + "/swept"
+"""Is there from the first `hpcwrap sweep` after a boot on."""
+
 CONFIG_FILE = "/etc/hpcwrap/hpcwrap.yaml"
 """The site's settings; $HPCWRAP_CONFIG names another file (ignored when set-uid or in a hook)."""
 
@@ -82,6 +85,7 @@ class JobPaths:
         self.asked = os.path.join(self.directory, "asked")
         self.holder = os.path.join(self.directory, "holder")
         self.owners = os.path.join(self.directory, "owners")
+        self.leases = os.path.join(self.directory, "leases")
         self.turns = os.path.join(os.path.dirname(jobs), "turns")
         """A file of the node: a lock for each job (`owners.turn`)."""
         self.listener = os.path.join(self.directory, "listener")

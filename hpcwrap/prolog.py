@@ -36,11 +36,15 @@ def prolog(
     Raises HpcwrapError.  May run again for the same job (requeue, killed half-way): what an
     earlier run left is dropped first.
     """
-    with owners.turn(paths.JobPaths(job.id)):
-        drop_leftovers(paths.JobPaths(job.id))
+    place = paths.JobPaths(job.id)
+    with owners.turn(place):
+        drop_leftovers(place)
         choice = submit.choose(job, request, config_file)
         if choice is None:
             return None
+        # Before the image: an epilog that comes while we pull (Slurm's does when slurmd was killed)
+        # is to see that there is a turn to wait for.
+        make_directory(job, place)
         supplied = supply.supply(choice, job, config_file)
         try:
             return make(job, choice, supplied, adapter)
@@ -73,7 +77,6 @@ def make(
         ),
         user_namespace=adapter.user_namespace,
     )
-    make_directory(job, place)
     plan = make_container(plan, place)
     if job.limits != NO_LIMITS and not adapter.enforces_limits:
         make_limits(job, place)
@@ -110,6 +113,7 @@ def run(adapter: schedulers.Adapter) -> None:
         if made:
             report(job, made, watch)
             note_image(job, made, adapter)
+            sweep_after_boot()
     except NodeError as error:
         report_failure(job, request, error.sentence(), watch)
         raise
@@ -142,10 +146,18 @@ def sweep_leftovers() -> None:
     sweep.sweep_quietly()
 
 
+def sweep_after_boot() -> None:
+    """See once a boot to what jobs left in the store that the boot ended."""
+    if not os.path.exists(paths.SWEPT):
+        from hpcwrap import sweep
+
+        sweep.start_after_boot()
+
+
 def drop_leftovers(place: paths.JobPaths) -> None:
     """Drop what an earlier run for the same job left; does nothing on the usual way."""
     if os.path.isdir(place.directory):
-        epilog.drop(place, epilog.read_record(place))
+        epilog.drop(place)
 
 
 def host_commands(adapter: schedulers.Adapter, settings: Settings) -> Optional[Commands]:
@@ -159,6 +171,7 @@ def make_directory(job: Job, place: paths.JobPaths) -> None:
     namespaces.ensure_jobs_directory()
     os.makedirs(place.directory, mode=0o711, exist_ok=True)
     owners.begin(place, job.owners)
+    record.begin_leases(place)
 
 
 def make_container(plan: Plan, place: paths.JobPaths) -> Plan:

@@ -7,6 +7,7 @@
     entry            what native/enter.c reads; written last: it is there when all is there
     error            instead: one sentence that ends the job
     owners/          processes whose life is the job's, for schedulers whose epilog may not come
+    leases           one line for each lease of an image, written before it is taken
 """
 
 from __future__ import annotations
@@ -82,6 +83,37 @@ def read_record(place: JobPaths) -> Optional[Record]:
         return None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise SiteError(f"cannot read the record {place.record}: {error}") from error
+
+
+class Held(NamedTuple):
+    """A lease as the job's directory names it: the store's root, the image's digest, the node."""
+
+    store: str
+    digest: str
+    node: str
+
+
+def begin_leases(place: JobPaths) -> None:
+    """Leave the file that says: a prolog is at it.  An empty directory would be nobody's."""
+    os.close(os.open(place.leases, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
+def note_lease(place: JobPaths, held: Held) -> None:
+    """Note a lease that is about to be taken: a prolog that is killed then leaves no record."""
+    with suppress(FileNotFoundError):  # nobody's job: what is supplied beside the stages
+        fd = os.open(place.leases, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        os.write(fd, json.dumps(held).encode() + b"\n")
+        os.close(fd)
+
+
+def read_leases(place: JobPaths) -> List[Held]:
+    """The leases that a job has, or was about to take; a line that was cut off was none yet."""
+    held = []
+    with suppress(FileNotFoundError), open(place.leases, encoding="utf-8") as file:
+        for line in file:
+            with suppress(ValueError, TypeError):
+                held.append(Held(*json.loads(line)))
+    return held
 
 
 def write_error(place: JobPaths, sentence: str) -> None:

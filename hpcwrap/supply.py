@@ -11,7 +11,7 @@ import os
 import time
 from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
-from hpcwrap import run
+from hpcwrap import paths, record, run
 from hpcwrap.errors import SiteError, UserError
 from hpcwrap.image import lease, refresh
 from hpcwrap.image.source import Source, parse_source
@@ -194,7 +194,7 @@ class _Supplier:
     def keep(self, image: Image) -> bool:
         """Take a lease; False when the image was removed before it was there."""
         digest = image.digest
-        if not lease.hold(self.store, digest, self.job.node, self.job.id):
+        if not self.hold(self.store, digest):
             return True
         self.store.look_anew()
         if os.path.exists(self.store.document_path(digest)):
@@ -202,6 +202,12 @@ class _Supplier:
             return True
         lease.drop(self.store, digest, self.job.node, self.job.id)
         return False
+
+    def hold(self, store: Store, digest: str) -> bool:
+        """Take a lease that the epilog finds, should the prolog be killed before its record."""
+        held = record.Held(store.root, digest, self.job.node)
+        record.note_lease(paths.JobPaths(self.job.id), held)
+        return lease.hold(store, digest, self.job.node, self.job.id)
 
     def bring_or_give_back(self, image: Image, times: Dict[str, float]) -> Supplied:
         """What the job gets, from the node's copy if there can be one."""
@@ -235,7 +241,7 @@ class _Supplier:
         """Take a lease on a node's copy; False when there is none, or none any more."""
         if copy.squashfs != copies.squashfs_path(copy.digest):
             return False
-        lease.hold(copies, copy.digest, self.job.node, self.job.id)
+        self.hold(copies, copy.digest)
         # The document, not the squashfs: who evicts hides it before it looks for leases.
         if not os.path.exists(copies.document_path(copy.digest)):
             lease.drop(copies, copy.digest, self.job.node, self.job.id)

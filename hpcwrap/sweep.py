@@ -6,11 +6,13 @@ behind its back.  Cheap where nothing is left over: one look at each job's direc
 
 from __future__ import annotations
 
+import fcntl
 import os
+import sys
 from contextlib import suppress
 from typing import Dict, List, NamedTuple
 
-from hpcwrap import epilog, log, owners, paths
+from hpcwrap import epilog, log, owners, paths, run
 from hpcwrap.errors import HpcwrapError
 
 
@@ -31,6 +33,21 @@ def sweep(jobs: str = paths.JOBS) -> Swept:
         except HpcwrapError as error:
             swept.failed[job_id] = error
     return swept
+
+
+def start_after_boot() -> None:
+    """Start `hpcwrap sweep` in the background, unless there has been one since the boot.
+
+    A boot ends jobs without their epilogs: what they left is leases in the store, where their
+    directories were.  The lock goes to the new process, so that prologs start one at a time.
+    """
+    with suppress(OSError):
+        lock = os.open(f"{paths.SWEPT}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            run.detach([sys.executable, "-I", "-m", "hpcwrap", "sweep"], keep=lock)
+        finally:
+            os.close(lock)
 
 
 def sweep_quietly() -> None:

@@ -302,7 +302,7 @@ def test_releasing_twice_and_half_made_ones(place: paths.JobPaths) -> None:
     os.rmdir(where(place)[-1])
     assert limits.release(place) is not None
     assert limits.release(place) is not None
-    assert epilog.drop(place, None) is not None
+    assert epilog.drop(place) is not None
     assert not os.path.exists(place.directory)
 
 

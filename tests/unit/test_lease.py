@@ -12,6 +12,7 @@ from typing import List
 
 import pytest
 
+from hpcwrap import epilog, record
 from hpcwrap.errors import UserError
 from hpcwrap.image import lease
 from hpcwrap.image.digest import digest_of
@@ -19,6 +20,7 @@ from hpcwrap.image.publish import publish_image, publish_link
 from hpcwrap.image.remove import hidden_path, put_back, remove, remove_unused, take_out, users_of
 from hpcwrap.image.store import Store
 from hpcwrap.image.workspace import ensure_store
+from hpcwrap.paths import JobPaths
 
 REPOSITORY = str(Path(__file__).parents[2])
 OTHER = digest_of(b"other")
@@ -161,3 +163,18 @@ def test_the_warm_prolog_imports_little(module: str) -> None:
     ).stdout.split()
     heavy = {"hashlib", "pathlib", "subprocess", "dataclasses", "tempfile", "threading", "shutil"}
     assert not heavy & set(loaded)
+
+
+def test_an_epilog_without_a_record_gives_leases_back(store: Store, tmp_path: Path) -> None:
+    """A prolog was killed after it took a lease, and while it noted another."""
+    place = JobPaths("7", str(tmp_path / "jobs"))
+    os.makedirs(place.directory)
+    record.begin_leases(place)
+    for held in (record.Held(store.root, OTHER, "n1"), record.Held(store.root, OTHER, "n2")):
+        record.note_lease(place, held)
+        lease.hold(store, OTHER, held.node, "7")
+    with open(place.leases, "a", encoding="utf-8") as file:
+        file.write('["' + store.root)
+    epilog.drop(place)
+    assert lease.holders(store, OTHER) == []
+    assert not os.path.exists(place.directory)
