@@ -26,6 +26,7 @@ BENCHMARKS = {
     "pull": "registry to squashfs, against podman, ch-image, apptainer and the processors alone",
     "prolog": "Slurm's prolog and epilog on a node, and what their time goes into",
     "srun": "srun of 1 and of 32 ranks in a container and without",
+    "filter": "sbatch with job_submit.lua in slurmctld and without",
     "nodes": "one image on eight nodes at once, and what the registry is asked for",
     "mpi": "MPI ping-pong within a node and between two, in a container and without",
     "stream": "memory bandwidth of one process, in a container and without",

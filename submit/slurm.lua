@@ -33,6 +33,60 @@ end
 
 -- ---- the table ----
 
+-- What the table has to have: with less, jobs with a default would run without a container.
+local SHAPE = {
+    allow_none = "boolean", user_images = "boolean", allow_images = "table", hint = "string",
+    defaults = "table", members = "table", environments = "table",
+}
+-- What each environment may have.
+local ROW = {
+    digest = "string", digests = "table", users = "table", groups = "table", broken = "boolean",
+}
+
+local function check_row(name, row)
+    if type(row) ~= "table" then
+        error("environments." .. tostring(name) .. " is no table", 0)
+    end
+    for key, kind in pairs(ROW) do
+        if row[key] ~= nil and type(row[key]) ~= kind then
+            error("environments." .. tostring(name) .. "." .. key .. " is no " .. kind, 0)
+        end
+    end
+end
+
+local function check_defaults(defaults)
+    for _, kind in ipairs({ "partition", "account" }) do
+        if type(defaults[kind]) ~= "table" then
+            error("defaults." .. kind .. " is no table", 0)
+        end
+        for place, name in pairs(defaults[kind]) do
+            if type(name) ~= "string" then
+                error("the default of " .. tostring(place) .. " is no name", 0)
+            end
+        end
+    end
+end
+
+-- Looked at once, so that a mistake in a place that few jobs come by is told at once, and to all.
+local function check_table(found)
+    if type(found) ~= "table" or found.version ~= VERSION then
+        error("not a table of this version", 0)
+    end
+    for key, kind in pairs(SHAPE) do
+        if type(found[key]) ~= kind then
+            error(key .. " is no " .. kind, 0)
+        end
+    end
+    if found.pins_until ~= nil and type(found.pins_until) ~= "number" then
+        error("pins_until is no number", 0)
+    end
+    check_defaults(found.defaults)
+    for name, row in pairs(found.environments) do
+        check_row(name, row)
+    end
+    return found
+end
+
 local function read_table(path)
     local chunk, reason = loadfile(path, "t", {})
     if not chunk then
@@ -41,9 +95,11 @@ local function read_table(path)
     if setfenv then
         setfenv(chunk, {}) -- 5.1, where loadfile takes the path only
     end
-    local ok, found = pcall(chunk)
-    if not ok or type(found) ~= "table" or found.version ~= VERSION then
-        return nil, path .. ": " .. (ok and "not a table of this version" or tostring(found))
+    local ok, found = pcall(function()
+        return check_table(chunk())
+    end)
+    if not ok then
+        return nil, path .. ": " .. tostring(found)
     end
     return found
 end

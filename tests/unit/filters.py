@@ -40,6 +40,7 @@ BROKEN_TABLES: List[Optional[str]] = [
     "return { version = 99 }",
     "return os.exit(0)",
     "return { version = 1 }",
+    "return { version = 2 }",
     "\x1bLua",
 ]
 
