@@ -47,7 +47,7 @@ def prepare(spool: Spool, process: int) -> None:
                 epilog.start(place, process, listener(spool))
     if not os.path.isdir(place.directory):
         return
-    if spool.is_login:
+    if spool.is_outside:
         raise gridengine.refuse_login()
     if os.path.exists(place.cgroups):
         from hpcwrap.container import limits

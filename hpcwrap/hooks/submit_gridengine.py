@@ -23,8 +23,8 @@ from hpcwrap.schedulers import default_container, gridengine
 from hpcwrap.schedulers.gridengine import COMPLEX, OPTION, VARIABLE
 from hpcwrap.schedulers.gridengine_table import Reader, Table
 
-LOGIN = "NONE"
-"""What CMDNAME is for qlogin, and for qrsh without a command."""
+NO_COMMAND = "NONE"
+"""What CMDNAME is for qlogin, qsh, and qrsh without a command."""
 
 VERBS = ("START", "PARAM", "ENV", "BEGIN")
 
@@ -179,7 +179,7 @@ def check(asked: Request, submission: Submission, table: Table) -> None:
     name = asked.container or ""
     if name == NONE:
         return submit.refuse_none(asked, table.settings)
-    if submission.parameters.get("CMDNAME") == LOGIN:
+    if is_terminal(submission):
         raise gridengine.refuse_login()
     if is_image(name):
         submit.own_image(asked, table.settings)
@@ -192,6 +192,12 @@ def check(asked: Request, submission: Submission, table: Table) -> None:
     if name not in table.environments:
         raise config.unknown_environment(name, sorted(table.environments))
     return check_user(name, submission, table)
+
+
+def is_terminal(submission: Submission) -> bool:
+    """Whether it is qsh, whose jobs have this name unless given one: then the node sees."""
+    said = submission.parameters
+    return (said.get("CMDNAME"), said.get("N")) == (NO_COMMAND, gridengine.TERMINAL)
 
 
 def check_user(name: str, submission: Submission, table: Table) -> None:

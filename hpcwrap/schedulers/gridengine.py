@@ -47,14 +47,29 @@ COMMANDS = (
 LAUNCH = ("-inherit", "-V", "%h", "%c")
 """qrsh(1): a task of the parallel job on another of its nodes."""
 
-LOGINS = ("QLOGIN", "QRLOGIN", "INTERACTIVE")
-"""What `script_file` says, in any letters, where the shepherd starts a login shell or an xterm
-itself (qlogin, bare qrsh, qsh)."""
+LOGINS = {"QLOGIN": "qlogin_daemon", "QRLOGIN": "rlogin_daemon"}
+"""What `script_file` says, in any letters, of qlogin and of qrsh without a command; and whose value
+says how such a shell is started."""
+
+TERMINAL = "INTERACTIVE"
+"""What it says of qsh, for which the shepherd starts an xterm on the host."""
+
+BUILTIN = "builtin"
+"""The daemon that is none: the shepherd itself talks to the client (sge_conf(5))."""
+
+UNSET = "2"
+"""`pty` where nobody said -pty."""
+
+COMMAND, WRAPPER = b"QRSH_COMMAND=", b"QRSH_WRAPPER="
+"""Variables for qrsh_starter: what to start, and a program to start in the starter's place."""
 
 DAEMONS = ("rsh_daemon", "rlogin_daemon", "qlogin_daemon")
 BEFORE_DAEMONS = "queue_tmpdir"
 """Programs that shepherds start as root, and what execd writes before them, after all of a user's
 words."""
+
+LONGEST = 99_998
+"""Shepherds read their configuration by fgets(3) with 100 000 bytes: the rest is another line."""
 
 SIZE = re.compile(r"([0-9]{1,18})([kKmMgGtT]?)")
 FACTORS = {"": 1, **{x: 1000**n for n, x in enumerate("kmgt", 1)}}
@@ -75,9 +90,20 @@ class Spool(NamedTuple):
         return f"gridengine-{self.number('job_id')}-{self.number('ja_task_id')}"
 
     @property
+    def kind(self) -> str:
+        """What `script_file` says, in capitals: a path or a word for what has no script."""
+        return self.config.get("script_file", "").upper()
+
+    @property
     def is_login(self) -> bool:
-        """Whether the shepherd will start the user's login shell, past every starter."""
-        return self.config.get("script_file", "").upper() in LOGINS
+        """Whether the shepherd would start the user's login shell itself, past every starter."""
+        return self.kind in LOGINS
+
+    @property
+    def is_outside(self) -> bool:
+        """Whether what the shepherd will start cannot be brought into a container."""
+        daemon = self.config.get(LOGINS.get(self.kind, ""), "")
+        return self.kind == TERMINAL or (self.is_login and daemon.lower() != BUILTIN)
 
     @property
     def is_task(self) -> bool:
@@ -100,7 +126,7 @@ def read_spool(directory: str) -> Spool:
     return Spool(
         directory,
         read_config(os.path.join(directory, "config")),
-        dict(read_pairs(os.path.join(directory, "environment"))).get(VARIABLE),
+        read_variables(os.path.join(directory, "environment")).get(VARIABLE),
     )
 
 
@@ -111,31 +137,52 @@ def read_config(path: str) -> Dict[str, str]:
     shepherds have taken job_owner from it.  No such job starts.
     """
     found: Dict[str, str] = {}
-    for name, value in read_pairs(path):
+    for line in read_lines(path):
+        name, value = split_line(line)
+        if not name:
+            raise refuse_forged("a line where execd writes none")
+        if len(line) > LONGEST:
+            raise refuse_forged(f"a line of {name} that shepherds take for two")
         if name in DAEMONS and BEFORE_DAEMONS not in found:
-            raise UserError(
-                f"cannot start the job: its configuration has {name} where execd writes none",
-                "leave out the line feed in a path or a name",
-            )
+            raise refuse_forged(f"{name} where execd writes none")
         if found.setdefault(name, value) != value:
-            raise UserError(
-                f"cannot start the job: its configuration has {name} twice",
-                "leave out the line feed in a path or a name",
-            )
+            raise refuse_forged(f"{name} twice")
     return found
 
 
-def read_pairs(path: str) -> List[Tuple[str, str]]:
-    """Lines NAME=VALUE of a file; its bytes need not be text: qrsh parts words by 0xFF.
+def split_line(line: bytes) -> Tuple[str, str]:
+    """A line's name and value, as the shepherd takes them apart: by a space, too.
 
-    Raises SiteError.
+    >>> split_line(b" job_owner bob")
+    ('job_owner', 'bob')
     """
+    name, _, value = re.sub(b"[ =]", b"=", line.lstrip(b" ="), count=1).partition(b"=")
+    return os.fsdecode(name), os.fsdecode(value)
+
+
+def refuse_forged(what: str) -> UserError:
+    """Say what of the configuration is not execd's."""
+    return UserError(
+        f"cannot start the job: its configuration has {what}",
+        "leave out line feeds in paths and names, and words of 100 000 letters",
+    )
+
+
+def read_variables(path: str) -> Dict[str, str]:
+    """Read the job's variables as the shepherd is to set them."""
+    pairs = (line.partition(b"=") for line in read_lines(path))
+    return {os.fsdecode(name): os.fsdecode(value) for name, _, value in pairs}
+
+
+def read_lines(path: str) -> List[bytes]:
+    """Lines of a file; its bytes need not be text: qrsh parts words by 0xFF.  Raises SiteError."""
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-            pairs = (line.rstrip("\n").partition("=") for line in file)
-            return [(name, value) for name, _, value in pairs]
+        with open(path, "rb") as file:
+            text = file.read()
     except OSError as error:
         raise SiteError(f"cannot read {path}: {error.strerror}") from error
+    lines = text.split(b"\n")
+    return lines if lines[-1] else lines[:-1]
 
 
 def read_prolog(environ: Mapping[str, str]) -> Tuple[Job, Request]:
@@ -260,25 +307,64 @@ def launcher(_settings: Settings, _environ: Mapping[str, str]) -> Optional[Launc
 
 
 def refuse_login() -> UserError:
-    """The shepherd starts login shells itself, on the host, past every starter."""
+    """What qsh starts, or a login daemon of the site's, is on the host, past every starter."""
     return UserError(
-        "cannot log in to a job with a container: Grid Engine starts login shells on the host",
-        "use `qrsh -pty y bash -l`",
+        "cannot log in to a job with a container: Grid Engine would start this on the host",
+        "use qlogin or qrsh, with qlogin_daemon and rlogin_daemon builtin (sge_conf(5))",
     )
 
 
 def set_starter(spool: Spool, program: str) -> None:
     """Have the shepherd start the job by a program, whatever the queue's starter_method is.
 
-    So no queue can be forgotten, and jobs without a container keep the site's own.
+    So no queue can be forgotten, and jobs without a container keep the site's own.  A login is made
+    a command: only that passes a starter.
     """
+    changes = {**(as_command(spool.config) if spool.is_login else {}), "starter_method": program}
+    config = os.path.join(spool.directory, "config")
+    pairs = {**read_config(config), **changes}
+    rewrite(config, [os.fsencode(f"{name}={value}") for name, value in pairs.items()])
+    environment = os.path.join(spool.directory, "environment")
+    lines = read_lines(environment)
+    wanted = [line for line in lines if not line.startswith(WRAPPER)]
+    if spool.is_login:
+        wanted = [line for line in wanted if not line.startswith(COMMAND)]
+        shell = find_user(spool.config["job_owner"]).shell
+        wanted.append(COMMAND + login_command(shell).encode("ascii"))
+    if wanted != lines:
+        rewrite(environment, wanted)
+
+
+def as_command(config: Mapping[str, str]) -> Dict[str, str]:
+    """What is to change in a login's configuration: the shepherd takes it for `qrsh COMMAND`.
+
+    What execd writes for one beside the rest (exec_job.c); with the terminal that a login has.
+    """
+    directory = config.get("tmpdir", "")
+    return {
+        "script_file": "QRSH",
+        "rsh_daemon": BUILTIN,
+        "qrsh_tmpdir": directory,
+        "qrsh_pid_file": f"{directory}/pid",
+        "pty": "1" if config.get("pty", UNSET) == UNSET else config["pty"],
+    }
+
+
+def login_command(shell: str) -> str:
+    """A line for sh that becomes the user's own shell where the image has it.
+
+    No login shell: /etc/profile of many images sets PATH anew, without the image's own.
+    """
+    own = shell if re.fullmatch(r"/[\w./+-]+", shell, re.ASCII) else "/bin/sh"
+    return f"SHELL={own}; [ -x $SHELL ] || SHELL=/bin/sh; export SHELL; exec $SHELL"
+
+
+def rewrite(path: str, lines: List[bytes]) -> None:
+    """Write a file of execd's anew, as its owner's."""
     from hpcwrap.record import publish
 
-    path = os.path.join(spool.directory, "config")
     status = os.stat(path)
-    pairs = {**read_config(path), "starter_method": program}
-    text = "".join(f"{name}={value}\n" for name, value in pairs.items())
-    publish(path, text.encode("utf-8", "surrogateescape"), status.st_mode & 0o777)
+    publish(path, b"".join(line + b"\n" for line in lines), status.st_mode & 0o777)
     os.chown(path, status.st_uid, status.st_gid)
 
 

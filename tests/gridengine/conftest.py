@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Iterator
 
 import pytest
 from cluster_site import Clusters, state_of
@@ -34,3 +35,12 @@ def grid(clusters: Clusters) -> GridEngine:
     made.prepare()
     assert made.root("ctl", "sh", "-s", stdin=QUEUES).code == 0
     return made
+
+
+@pytest.fixture
+def well(grid: GridEngine) -> Iterator[None]:
+    """Whatever a test breaks: afterwards every queue takes jobs, and no job is in the state E."""
+    yield
+    grid.root("ctl", "qmod", "-cq", "*")
+    grid.root("ctl", "qdel", "-u", "alice")
+    assert grid.eventually(lambda: grid.trouble() == "", 30)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 from typing import Dict, List, Optional
 
@@ -74,6 +75,12 @@ def test_a_line_of_the_users_is_no_configuration(tmp_path: Path) -> None:
         spool(tmp_path, stdout_path="/home/alice/x\nqueue=none")
     with pytest.raises(UserError, match="qlogin_daemon where execd writes none"):
         spool(tmp_path, stdout_path="/home/alice/x\nqlogin_daemon=/home/alice/y")
+    with pytest.raises(UserError, match="job_owner twice"):
+        spool(tmp_path, cwd="/home/alice/x\n =job_owner bob")
+    with pytest.raises(UserError, match="a line where execd writes none"):
+        spool(tmp_path, cwd="/home/alice/x\n\ny")
+    with pytest.raises(UserError, match="a line of job_arg1 that shepherds take for two"):
+        spool(tmp_path, job_arg1=f"{'x' * 99_990}job_owner=bob")
     # execd itself writes this one twice.
     twice = "pe_task_id=1.n2\npe_task_id=1.n2\n"
     assert spool(tmp_path, twice).is_task
@@ -123,6 +130,64 @@ def test_the_starter_takes_the_place_of_the_queues(tmp_path: Path) -> None:
     starter = changed["starter_method"]
     assert starter == "/opt/hpcwrap/libexec/hpcwrap/hpcwrap-starter"
     assert {**changed, "starter_method": "NONE"} == made.config
+
+
+def test_a_login_becomes_a_command(tmp_path: Path) -> None:
+    """As execd would have written it: qrsh_starter has the starter start a shell."""
+    made = spool(tmp_path, "queue_tmpdir=/tmp\nrlogin_daemon=builtin\n", **login())
+    gridengine.set_starter(made, "/opt/starter")
+    changed = gridengine.read_spool(made.directory).config
+    assert {name: changed[name] for name in changed if changed[name] != made.config.get(name)} == {
+        "script_file": "QRSH",
+        "rsh_daemon": "builtin",
+        "qrsh_tmpdir": "/tmp/8.1.all.q",
+        "qrsh_pid_file": "/tmp/8.1.all.q/pid",
+        "pty": "1",
+        "starter_method": "/opt/starter",
+    }
+    lines = (Path(made.directory) / "environment").read_bytes().splitlines()
+    assert lines[0] == b"A=B"
+    assert len(lines) == 2
+    assert lines[1].startswith(b"QRSH_COMMAND=SHELL=/")
+
+
+def login(**changes: str) -> Dict[str, str]:
+    return {"script_file": "QRLOGIN", "pty": "2", **changes}
+
+
+@pytest.mark.parametrize(
+    ("more", "changes"),
+    [
+        ("rlogin_daemon=/usr/sbin/sshd -i\n", login()),
+        ("", login()),
+        ("", {"script_file": "interactive"}),
+        ("", {"script_file": "qlogin"}),
+    ],
+)
+def test_what_cannot_be_brought_inside(tmp_path: Path, more: str, changes: Dict[str, str]) -> None:
+    assert spool(tmp_path, f"queue_tmpdir=/tmp\n{more}", **changes).is_outside
+    assert not spool(tmp_path).is_outside
+
+
+def test_where_a_login_wants_no_terminal_it_gets_none(tmp_path: Path) -> None:
+    made = spool(tmp_path, "queue_tmpdir=/tmp\nrlogin_daemon=builtin\n", **login(pty="0"))
+    gridengine.set_starter(made, "/opt/starter")
+    assert gridengine.read_spool(made.directory).config["pty"] == "0"
+
+
+def test_no_wrapper_takes_the_starters_place(tmp_path: Path) -> None:
+    made = spool(tmp_path, variables="QRSH_WRAPPER=/usr/bin/env\nB=C\n")
+    gridengine.set_starter(made, "/opt/starter")
+    environment = Path(made.directory) / "environment"
+    assert environment.read_bytes() == b"A=B\nQRSH_COMMAND=env\xffX=1\nB=C\n"
+
+
+@pytest.mark.parametrize("shell", ["/bin/bash", "/no/such/shell", "/bin/sh;id", ""])
+def test_the_shell_of_a_login(tmp_path: Path, shell: str) -> None:
+    """One that the image does not have, or of an odd name, is /bin/sh."""
+    words = ["/bin/sh", "-c", gridengine.login_command(shell)]
+    done = subprocess.run(words, input="echo $SHELL", capture_output=True, text=True, check=True)
+    assert done.stdout == ("/bin/bash\n" if shell == "/bin/bash" else "/bin/sh\n")
 
 
 # ---- the filter ----
@@ -221,7 +286,10 @@ def test_a_job_without_a_container_is_as_it_was(reader: gridengine_table.Reader)
         (["PARAM l_hard container="], "there is no environment"),
         (["PARAM l_hard container=/home/x.sqsh"], "this site allows its environments only"),
         (["PARAM l_soft container=debian-12"], "as a soft request"),
-        (["PARAM l_hard container=debian-12", "PARAM CMDNAME NONE"], "cannot log in"),
+        (
+            ["PARAM l_hard container=debian-12", "PARAM CMDNAME NONE", "PARAM N INTERACTIVE"],
+            "cannot log in",
+        ),
         (["PARAM q_hard long.q@n1"], "root may not use the environment bobs"),
         (["ENV ADD HPCWRAP_REQUEST bobs"], "root may not use the environment bobs"),
     ],
@@ -230,6 +298,12 @@ def test_what_is_refused(reader: gridengine_table.Reader, lines: List[str], why:
     (line,) = answer(reader, *lines)
     assert line.startswith("RESULT STATE REJECT hpcwrap: ")
     assert why in line
+
+
+def test_a_login_is_taken(reader: gridengine_table.Reader) -> None:
+    """The node brings it inside."""
+    lines = ("PARAM l_hard container=debian-12", "PARAM CMDNAME NONE", "PARAM N QLOGIN")
+    assert answer(reader, *lines)[-1] == "RESULT STATE CORRECT"
 
 
 def test_without_a_table_only_containers_are_refused(tmp_path: Path) -> None:
