@@ -10,6 +10,8 @@ import os
 from functools import partial
 from typing import Sequence
 
+from clusterlib.roots import UNDATED
+
 from imagelib import debian
 from imagelib.commands import run
 from imagelib.layers import read_entries
@@ -29,7 +31,8 @@ def unpack(suite: str, packages: Sequence[str], tar: str) -> None:
     """Unpack packages of a suite with all that they need, from this machine's mirror."""
     include = f"--include={','.join((*BASE, *packages))}"
     source = f"deb {mirror()} {suite} main"
-    run(["mmdebstrap", "--mode=root", "--variant=extract", include, suite, tar, source])
+    words = ["--mode=root", "--variant=extract", UNDATED, include]
+    run(["mmdebstrap", *words, suite, tar, source])
 
 
 def layers(suite: str, packages: Sequence[str], work: str) -> list[Layer]:
@@ -47,5 +50,6 @@ def recipe(name: str, title: str, suite: str, *packages: str) -> Recipe:
 
 
 OPENMPI_13 = recipe("openmpi-13", "Open MPI 5 and PMIx 5", "trixie", "libopenmpi40")
+OPENMPI_SID = recipe("openmpi-sid", "Open MPI 6 and PMIx 7", "sid", "libopenmpi40")
 MPICH_12 = recipe("mpich-12", "MPICH 4.0, which knows PMI2 only", "bookworm", "libmpich12")
-SUITES = {each.name: each for each in (OPENMPI_13, MPICH_12)}
+SUITES = {each.name: each for each in (OPENMPI_13, OPENMPI_SID, MPICH_12)}
