@@ -2,7 +2,7 @@
 
 import pytest
 from cluster_site import Clusters, state_of
-from site_tools import Site
+from site_tools import Site, has_pmix
 
 
 @pytest.fixture(scope="session")
@@ -12,3 +12,10 @@ def site(clusters: Clusters) -> Site:
     clusters.need(site)
     site.alice("scancel", "--user=alice")
     return site
+
+
+@pytest.fixture(scope="session")
+def pmix(site: Site) -> None:
+    """For tests of PMIx: Debian's 26.05 was built without it."""
+    if not has_pmix(site):
+        pytest.skip("this Slurm was built without PMIx")

@@ -1,12 +1,16 @@
 """The Slurm cluster of tools/cluster as the tests use it."""
 
+import os
 import re
 import time
 from typing import NamedTuple
 
-from cluster_site import NODES, REPOSITORY, SETTINGS, TOOLS, ClusterSite, Ran
+from cluster_site import NODES, REPOSITORY, SETTINGS, SLURM, TOOLS, ClusterSite, Ran
 
-__all__ = ["NODES", "REPOSITORY", "SETTINGS", "TOOLS", "Job", "Ran", "Site"]
+__all__ = ["NODES", "RELEASE", "REPOSITORY", "SETTINGS", "TOOLS", "Job", "Ran", "Site", "has_pmix"]
+
+RELEASE = os.environ.get(SLURM) or "22.05"
+"""The Slurm that this run is for."""
 
 
 class Site(ClusterSite):
@@ -45,6 +49,12 @@ class Site(ClusterSite):
     def node_states(self) -> "set[str]":
         """States of all nodes, short words."""
         return set(self.root("ctl", "sinfo", "-h", "-N", "-o", "%t").stdout.split())
+
+
+def has_pmix(site: Site) -> bool:
+    """True when this Slurm serves PMIx."""
+    listed = site.alice("srun", "--mpi=list")
+    return "pmix" in listed.stdout + listed.stderr
 
 
 class Job(NamedTuple):
