@@ -54,11 +54,15 @@ class ImagePmi(NamedTuple):
 
 
 class HostPmi(NamedTuple):
-    """The scheduler's side: its PMIx, whether that uses munge, and whether PMI2 is there."""
+    """The scheduler's side: its PMIx, whether that uses munge, and what its server can.
+
+    `no_pmix` is True where it is known to have PMI2 alone, whatever libpmix the host has.
+    """
 
     pmix: Version = ()
     munge: bool = False
     pmi2: bool = False
+    no_pmix: bool = False
 
 
 def compare(image: ImagePmi, host: HostPmi) -> Findings:
@@ -66,10 +70,10 @@ def compare(image: ImagePmi, host: HostPmi) -> Findings:
     variables: List[Variable] = []
     notes: List[Note] = []
     if image.pmi2_only:
-        notes.append(_wrong_kind("pmix", "MPICH without PMIx", "pmi2"))
+        notes.append(_wrong_kind("pmix", "MPICH without PMIx", "use `srun --mpi=pmi2`"))
         variables += [Variable("default", KIND, "pmi2")] if host.pmi2 else []
     if image.pmix_only:
-        notes.append(_wrong_kind("pmi2", "Open MPI, which speaks PMIx only", "pmix"))
+        notes.append(_wrong_kind("pmi2", "Open MPI, which speaks PMIx only", _pmix(host)))
     if image.pmix and host.pmix and not speak(image.pmix, host.pmix):
         notes.append(_wrong_version(image.pmix, host.pmix))
     if image.pmix and not image.munge and host.munge and image.pmix < (6,):
@@ -85,12 +89,19 @@ def speak(client: Version, server: Version) -> bool:
     return all(each >= CROSS_VERSION.get(each[:2], (3,)) for each in (client, server))
 
 
-def _wrong_kind(kind: str, what: str, right: str) -> Note:
+def _pmix(host: HostPmi) -> str:
+    """How ranks get PMIx."""
+    if host.no_pmix:
+        return "this scheduler was built without PMIx: use `mpirun`"
+    return "use `srun --mpi=pmix`"
+
+
+def _wrong_kind(kind: str, what: str, remedy: str) -> Note:
     return Note(
         KIND,
         kind,
         f"the image's MPI is {what}: its ranks do not find each other under "
-        f"--mpi={kind} (use `srun --mpi={right}`)",
+        f"--mpi={kind} ({remedy})",
     )
 
 

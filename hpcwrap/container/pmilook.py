@@ -24,6 +24,7 @@ SIZE = 64 << 20
 VERSION_TEXT = re.compile(rb"(?:Open)?PMIx ([0-9]+\.[0-9]+\.[0-9]+)")
 """``OpenPMIx 4.2.2 (PMIx Standard: …`` in 4 and later, ``PMIx 3.1.5`` before."""
 
+PMI2, PMIX_PLUGIN = "mpi_pmi2.so", "mpi_pmix*.so"
 PMI2_PLACES = (
     "/usr/lib/*/slurm*/mpi_pmi2.so",
     "/usr/lib64/slurm/mpi_pmi2.so",
@@ -31,6 +32,7 @@ PMI2_PLACES = (
     "/usr/local/lib/slurm/mpi_pmi2.so",
     "/opt/slurm/lib*/slurm/mpi_pmi2.so",
 )
+"""Slurm's servers of PMI; those of PMIx are files beside that of PMI2."""
 
 
 def look(root: int) -> ImagePmi:
@@ -55,8 +57,9 @@ def host_pmi(kept: str) -> HostPmi:
             content = file.read(SIZE)
     except OSError:
         content = b""
-    there = any(glob.glob(pattern) for pattern in PMI2_PLACES)
-    return HostPmi(pmix_version(content), speaks_munge(content), there)
+    pmi2 = any(glob.glob(pattern) for pattern in PMI2_PLACES)
+    served = any(glob.glob(pattern.replace(PMI2, PMIX_PLUGIN)) for pattern in PMI2_PLACES)
+    return HostPmi(pmix_version(content), speaks_munge(content), pmi2, pmi2 and not served)
 
 
 def pmix_version(content: bytes) -> Version:

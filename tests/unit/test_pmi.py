@@ -44,6 +44,13 @@ def test_open_mpi_5_knows_no_pmi2() -> None:
     assert compare(OPEN_MPI_5, SLURM).variables == ()
 
 
+def test_where_the_scheduler_has_no_pmix_mpirun_is_the_way() -> None:
+    (note,) = compare(OPEN_MPI_5, SLURM._replace(no_pmix=True)).notes
+    assert note.text.endswith(
+        "under --mpi=pmi2 (this scheduler was built without PMIx: use `mpirun`)"
+    )
+
+
 def test_of_an_image_with_both_nobody_knows_which_is_used() -> None:
     assert compare(OPEN_MPI_5._replace(mpich=(12, 4, 1)), SLURM) == Findings()
 
