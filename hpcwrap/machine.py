@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, List, Optional
+from typing import TYPE_CHECKING, List, Optional, Tuple
 
 from hpcwrap import paths
 from hpcwrap.config import Settings
@@ -34,16 +34,19 @@ def additions(
     launcher: Optional[Launcher] = None,
     user: Optional[User] = None,
     pmi: bool = False,
+    cgroups: Optional[Tuple[str, ...]] = None,
 ) -> List[Addition]:
     """What the parts of the machine add to the container of a job.
 
     `asked` is what the job asked for itself, `gpus` are those that its scheduler gave it;
     `launcher` is how it reaches its other nodes, `user` whose it is; `pmi` says that its scheduler
-    serves PMIx and PMI2.
+    serves PMIx and PMI2; `cgroups` are the job's own, those that its scheduler makes later not
+    among them, None where it has none.
     """
     wanted = of_machine(environment, settings, asked)
     return [
         memory.addition(wanted),
+        cgroup_addition(cgroups),
         fabric_addition(wanted),
         # First what the image has, then what takes its place.
         pmi_addition(wanted, pmi=pmi),
@@ -61,6 +64,15 @@ def fabric_addition(wanted: Machine) -> Addition:
     from hpcwrap.container import fabric
 
     return fabric.addition(wanted)
+
+
+def cgroup_addition(cgroups: Optional[Tuple[str, ...]]) -> Addition:
+    """The job's limits to be read inside: nothing, where it has no cgroup of its own."""
+    if cgroups is None:
+        return Addition()
+    from hpcwrap.container import cgroupview
+
+    return Addition(operations=(cgroupview.CgroupView(cgroups, cgroupview.is_unified()),))
 
 
 def device_addition(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import Dict, Optional, cast
+from typing import Dict, Optional, Tuple, cast
 
 from hpcwrap import epilog, log, machine, owners, paths, record, schedulers, submit, supply
 from hpcwrap.config import Settings
@@ -59,6 +59,8 @@ def make(
     """Make the container from an image that is kept for the job, and leave its record."""
     place, image = paths.JobPaths(job.id), supplied.image
     watch = Stopwatch()
+    make_directory(job, place)
+    cgroups = make_cgroups(job, place, adapter)
     plan = make_plan(
         image.squashfs,
         choice.environment,
@@ -74,12 +76,11 @@ def make(
             launcher=adapter.launcher(choice.settings, os.environ),
             user=job.user,
             pmi=adapter.serves_pmi,
+            cgroups=cgroups,
         ),
         user_namespace=adapter.user_namespace,
     )
     plan = make_container(plan, place)
-    if job.limits != NO_LIMITS and not adapter.enforces_limits:
-        make_limits(job, place)
     times = {**supplied.milliseconds, "prolog": watch.milliseconds()}
     made = describe(job, choice, supplied)._replace(
         milliseconds=times,
@@ -180,11 +181,20 @@ def make_container(plan: Plan, place: paths.JobPaths) -> Plan:
     return plan._replace(variables=(*plan.variables, *found.variables), notes=found.notes)
 
 
-def make_limits(job: Job, place: paths.JobPaths) -> None:
-    """Make the job's cgroup; whoever starts the job joins it (enter, or an adapter's hook)."""
+def make_cgroups(
+    job: Job, place: paths.JobPaths, adapter: schedulers.Adapter
+) -> Optional[Tuple[str, ...]]:
+    """Make the job's cgroups; whoever starts the job joins them (enter, or an adapter's hook).
+
+    None without limits, and no cgroup where the scheduler makes them: later, in the job's steps.
+    """
+    if adapter.enforces_limits:
+        return ()
+    if job.limits == NO_LIMITS:
+        return None
     from hpcwrap.container import limits
 
-    limits.make(job.limits, place)
+    return limits.make(job.limits, place)
 
 
 def describe(job: Job, choice: submit.Choice, supplied: Supplied) -> record.Record:

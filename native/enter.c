@@ -18,8 +18,8 @@ static const char MAGIC[] = "hpcwrap-entry-1";
 static const char MARK[] = "HPCWRAP_CONTAINER";
 enum { LARGEST = 1 << 20 };
 
-enum verb { CONTAINER, USER_NAMESPACE, MOUNT_NAMESPACE, WORKDIR, RLIMIT, DEFAULT, PATH, SET, UNSET,
-            PREPEND, APPEND, RENUMBER, NOTE, END };
+enum verb { CONTAINER, USER_NAMESPACE, MOUNT_NAMESPACE, CGROUP_NAMESPACE, WORKDIR, RLIMIT, DEFAULT,
+            PATH, SET, UNSET, PREPEND, APPEND, RENUMBER, NOTE, END };
 
 static const struct {
     const char *word;
@@ -28,6 +28,7 @@ static const struct {
     [CONTAINER] = {"container", 1},
     [USER_NAMESPACE] = {"user-namespace", 1},
     [MOUNT_NAMESPACE] = {"mount-namespace", 1},
+    [CGROUP_NAMESPACE] = {"cgroup-namespace", 0},
     [WORKDIR] = {"workdir", 1},
     [RLIMIT] = {"rlimit", 3},
     [DEFAULT] = {"default", 2},
@@ -138,6 +139,9 @@ static int take(struct entry *entry, const struct instruction *instruction, char
         return open_namespace(&entry->user_namespace, instruction->name, error);
     case MOUNT_NAMESPACE:
         return open_namespace(&entry->mount_namespace, instruction->name, error);
+    case CGROUP_NAMESPACE:
+        entry->cgroup_namespace = true;
+        return 0;
     default:
         if (changes_variable(instruction->verb) &&
             (*instruction->name == '\0' || strchr(instruction->name, '=')))
@@ -276,6 +280,8 @@ int enter_join(const struct entry *entry, char *error)
         return fail(error, "cannot join the container's user namespace: %m");
     if (setns(entry->mount_namespace, CLONE_NEWNS) < 0)
         return fail(error, "cannot join the container's mount namespace: %m");
+    if (entry->cgroup_namespace && unshare(CLONE_NEWCGROUP) < 0)
+        return fail(error, "cannot make a cgroup namespace: %m");
     /* A set-user-id program of the host, on a mount that came in later, would load its libraries
      * from the user's image: docs/decisions/0041-nosuid-everywhere.md. */
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)

@@ -21,6 +21,7 @@ struct entry {
     const char *workdir;   /* the environment's own working directory, or NULL */
     int user_namespace;    /* descriptors, close-on-exec; -1 = none to join */
     int mount_namespace;
+    bool cgroup_namespace; /* to be made at the joiner's own cgroup */
 };
 
 /* Where a program keeps the environment of the command that it starts. */

@@ -177,7 +177,7 @@ const char *view_show(const struct view *view, int lock)
     show_limits(view);
     for (int i = 0; i < VIEW_DIRECTORIES; i++)
         if (view->directory[i].tree >= 0) {
-            /* A lock of the process's, for ranks share their descriptors; */
+            /* A lock of the process's, for ranks share their descriptors. */
             if (fcntl(lock, F_SETLKW, &alone) < 0 || !place(view, i))
                 missed = DIRECTORIES[i];
             close(view->directory[i].tree);

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Iterable, List, Sequence
 
+from hpcwrap.container.cgroupview import CgroupView
 from hpcwrap.container.operations import Commands
 from hpcwrap.container.plan import Plan
 from hpcwrap.environment import UNLIMITED, Environment, Rlimit, Variable
@@ -42,6 +43,7 @@ def make_entry(
     if plan.user_namespace:
         words += ["user-namespace", place.user_namespace]
     words += ["mount-namespace", place.mount_namespace]
+    words += namespace_instructions(plan)
     if environment.workdir:
         words += ["workdir", environment.workdir]
     words += rlimit_instructions(plan.rlimits)
@@ -52,6 +54,12 @@ def make_entry(
     words += variable_instructions(environment.variables)
     words += [word for note in plan.notes for word in ("note", *note)]
     return encode([*words, "end"])
+
+
+def namespace_instructions(plan: Plan) -> List[str]:
+    """Whether /proc/self/cgroup inside is to begin where /sys/fs/cgroup does."""
+    views = [each for each in plan.operations if isinstance(each, CgroupView)]
+    return ["cgroup-namespace"] if any(view.unified and view.own for view in views) else []
 
 
 def rlimit_instructions(rlimits: Iterable[Rlimit]) -> List[str]:

@@ -70,6 +70,7 @@ def plan_for(
             launcher=adapter.launcher(config.settings, os.environ),
             user=user,
             pmi=adapter.serves_pmi,
+            cgroups=() if adapter.enforces_limits else None,
         ),
         user_namespace=adapter.user_namespace,
     )

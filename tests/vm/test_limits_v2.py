@@ -9,7 +9,7 @@ pytestmark = pytest.mark.vm
 
 RUN = "hpcwrap run --user alice"
 FILL = "dd if=/dev/zero of=/dev/null bs=200M count=1 2>/dev/null"
-OWN = "cd /sys/fs/cgroup$(sed -n s/^0:://p /proc/self/cgroup)"
+OWN = "cd /sys/fs/cgroup"
 SLEEPING = "pgrep -x sleep"
 
 
@@ -56,13 +56,24 @@ def test_processes_are_counted(vm: Vm) -> None:
 
 def test_a_user_cannot_leave(vm: Vm) -> None:
     top = "/sys/fs/cgroup/cgroup.procs"
-    ways = f"echo 0 >../cgroup.procs; echo 0 >{top}; echo max >memory.max; mkdir x"
-    inside = vm.run(f"{RUN} --memory 64m limits -- sh -c '{OWN}; {ways}; cat memory.max; pwd'")
-    assert inside.stdout.splitlines()[0] == str(64 << 20)
-    assert "/hpcwrap-run-" in inside.stdout
-    assert inside.stderr.count("ermission denied") == 4
+    ways = f"echo 0 >{top}; echo max >memory.max; mkdir x"
+    inside = vm.run(f"{RUN} --memory 64m limits -- sh -c '{OWN}; {ways}; cat memory.max'")
+    assert inside.stdout.splitlines() == [str(64 << 20)]
+    assert inside.stderr.count("ead-only file system") == 3
     done = vm.run(f"{RUN} --memory 64m limits -- unshare -Ur sh -c 'echo 0 >{top}'")
-    assert "ermission denied" in done.stderr
+    assert "ead-only file system" in done.stderr
+
+
+def test_its_cgroup_is_the_top_of_all_that_is_seen(vm: Vm) -> None:
+    ask = (
+        "cat /proc/self/cgroup; grep -c . /sys/fs/cgroup/cgroup.procs; "
+        "grep cgroup2 /proc/self/mountinfo"
+    )
+    said = vm.need(f"{RUN} --memory 64m limits -- sh -c '{ask}'").splitlines()
+    assert said[0] == "0::/"
+    assert int(said[1]) >= 1
+    mounted = [line.split()[3:5] for line in said[2:]]
+    assert ["/", "/sys/fs/cgroup"] in mounted
 
 
 def test_cpus_that_are_not_there(vm: Vm) -> None:
@@ -104,7 +115,8 @@ def test_controllers_are_handed_down_and_sessions_stay_in_the_way(vm: Vm) -> Non
     try:
         done = vm.need(
             "echo $$ >/sys/fs/cgroup/user.slice/session.scope/cgroup.procs; "
-            f"{RUN} --memory 64m --pids 9 limits -- sh -c '{OWN}; pwd; cat memory.max'; "
+            "until find /sys/fs/cgroup -path '*/hpcwrap-run-*/pids.max' | grep .; do :; done & "
+            f"{RUN} --memory 64m --pids 9 limits -- sh -c '{OWN}; sleep 1; cat memory.max'; wait; "
             "cat /sys/fs/cgroup/user.slice/cgroup.subtree_control; "
             "cat /proc/self/cgroup; echo $$ >/sys/fs/cgroup/cgroup.procs"
         ).splitlines()
