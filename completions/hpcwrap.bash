@@ -8,7 +8,7 @@
 _shtab_hpcwrap_image_subparsers=(refresh gc verify export import)
 _shtab_hpcwrap_env_subparsers=(list show)
 _shtab_hpcwrap_cdi_subparsers=(list show check generate)
-_shtab_hpcwrap_subparsers=(run pull images image rm env plan cdi config setup status top doctor sweep show)
+_shtab_hpcwrap_subparsers=(run pull images image rm env plan cdi config setup status top doctor enter sweep show)
 
 _shtab_hpcwrap_run_option_strings=(-h --help --user --env --memory --swap --cpus --cpuset --pids --hugetlb --gpus --device)
 _shtab_hpcwrap_pull_option_strings=(-h --help --if-missing --quiet -q --json)
@@ -34,6 +34,7 @@ _shtab_hpcwrap_setup_option_strings=(-h --help --check --lines --table)
 _shtab_hpcwrap_status_option_strings=(-h --help --user --nodes --json --scheduler)
 _shtab_hpcwrap_top_option_strings=(-h --help --cluster --interval --once --json --scheduler)
 _shtab_hpcwrap_doctor_option_strings=(-h --help --cluster --repair --json --all --scheduler)
+_shtab_hpcwrap_enter_option_strings=(-h --help --node)
 _shtab_hpcwrap_sweep_option_strings=(-h --help --dry-run)
 _shtab_hpcwrap_show_option_strings=(-h --help --json)
 _shtab_hpcwrap_option_strings=(-h --help --version --config)
@@ -50,7 +51,7 @@ _shtab_hpcwrap_status___scheduler_choices=(slurm gridengine htcondor pbs lsf)
 _shtab_hpcwrap_top___scheduler_choices=(slurm gridengine htcondor pbs lsf)
 _shtab_hpcwrap_doctor___scheduler_choices=(slurm gridengine htcondor pbs lsf)
 _shtab_hpcwrap_show_pos_0_choices=(request record plan timing)
-_shtab_hpcwrap_pos_0_choices=(run pull images image rm env plan cdi config setup status top doctor sweep show)
+_shtab_hpcwrap_pos_0_choices=(run pull images image rm env plan cdi config setup status top doctor enter sweep show)
 
 _shtab_hpcwrap_run_pos_1_nargs=...
 _shtab_hpcwrap_run__h_nargs=0
@@ -149,6 +150,9 @@ _shtab_hpcwrap_doctor___cluster_nargs=0
 _shtab_hpcwrap_doctor___repair_nargs=0
 _shtab_hpcwrap_doctor___json_nargs=0
 _shtab_hpcwrap_doctor___all_nargs=0
+_shtab_hpcwrap_enter_pos_1_nargs=...
+_shtab_hpcwrap_enter__h_nargs=0
+_shtab_hpcwrap_enter___help_nargs=0
 _shtab_hpcwrap_sweep__h_nargs=0
 _shtab_hpcwrap_sweep___help_nargs=0
 _shtab_hpcwrap_sweep___dry_run_nargs=0

@@ -32,6 +32,7 @@ VERBS = (
     Verb("status", "show jobs and nodes of the scheduler, and which containers jobs have"),
     Verb("top", "show live what container jobs use, on this node or in the cluster"),
     Verb("doctor", "examine this node, or all nodes, for what keeps containers from working"),
+    Verb("enter", "put a shell or a command into the container of a running job"),
     Verb("sweep", "end what jobs left on this node that no epilog came for"),
     Verb("show", "show what a job asked for, what it got, how, and how long that took"),
 )

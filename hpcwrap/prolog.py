@@ -59,7 +59,6 @@ def make(
     """Make the container from an image that is kept for the job, and leave its record."""
     place, image = paths.JobPaths(job.id), supplied.image
     watch = Stopwatch()
-    make_directory(job, place)
     cgroups = make_cgroups(job, place, adapter)
     plan = make_plan(
         image.squashfs,
