@@ -87,6 +87,17 @@ local function check_table(found)
     return found
 end
 
+-- All beginnings of names: most words have one error too many at their first letters already.
+local function heads_of(environments)
+    local heads = {}
+    for name in pairs(environments) do
+        for length = 0, #name do
+            heads[name:sub(1, length)] = true
+        end
+    end
+    return heads
+end
+
 local function read_table(path)
     local chunk, reason = loadfile(path, "t", {})
     if not chunk then
@@ -96,7 +107,9 @@ local function read_table(path)
         setfenv(chunk, {}) -- 5.1, where loadfile takes the path only
     end
     local ok, found = pcall(function()
-        return check_table(chunk())
+        local checked = check_table(chunk())
+        checked.heads = heads_of(checked.environments)
+        return checked
     end)
     if not ok then
         return nil, path .. ": " .. tostring(found)
@@ -220,33 +233,39 @@ end
 
 -- ---- may this user have it? ----
 
--- Try all words that one typing error away from `name`: as many as its letters, not as the table.
-local function nearest(environments, name)
+local function one_of(environments, first, second)
+    return environments[first] and first or environments[second] and second or nil
+end
+
+-- A name that one typing error leads from.  A word is given up where no name begins like it: so it
+-- costs what its letters are, not what the table has.
+local function nearest(known, name)
+    local environments, heads = known.environments, known.heads
     local word = name:lower():gsub("_", "-"):sub(1, 64)
     if environments[word] then
         return word
     end
     for at = 1, #word + 1 do
-        local head, tail = word:sub(1, at - 1), word:sub(at)
-        local tries = {
-            head .. tail:sub(2),
-            head .. tail:sub(2, 2) .. tail:sub(1, 1) .. tail:sub(3),
-        }
-        for letter in LETTERS:gmatch(".") do
-            tries[#tries + 1] = head .. letter .. tail
-            tries[#tries + 1] = head .. letter .. tail:sub(2)
+        local head, tail, rest = word:sub(1, at - 1), word:sub(at), word:sub(at + 1)
+        if not heads[head] then
+            return nil
         end
-        for _, try in ipairs(tries) do
-            if environments[try] then
-                return try
-            end
+        local found = one_of(
+            environments, head .. rest, head .. tail:sub(2, 2) .. tail:sub(1, 1) .. tail:sub(3)
+        )
+        for letter in LETTERS:gmatch(".") do
+            local start = head .. letter
+            found = found or (heads[start] and one_of(environments, start .. tail, start .. rest))
+        end
+        if found then
+            return found
         end
     end
     return nil
 end
 
 local function refuse_unknown(known, name)
-    local near = nearest(known.environments, name)
+    local near = nearest(known, name)
     local hint = near and ("did you mean " .. near .. "?") or known.hint
     refuse(slurm.ERROR, "there is no environment '%s' (%s)", name:sub(1, 64), hint)
 end
