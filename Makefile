@@ -3,6 +3,7 @@
 #   make test    all tests, the real cluster included        make check   linters and types
 #   make test-all    the same, and Slurm's tests with its other releases, too
 #   make bench   speed against peers                         make install PREFIX=/opt/hpcwrap
+#   make churn   2 000 jobs while nodes and daemons die, and what is left of them
 
 PYTHON ?= /usr/bin/python3
 PREFIX ?= /opt/hpcwrap
@@ -12,7 +13,7 @@ DEV := $(VENV)/.ready
 # Debian 12's Slurm is this machine's; `tools/cluster up --slurm` has the others (tools/README.md).
 OTHER_SLURMS := 24.11 26.05
 
-.PHONY: demo test test-all test-unit check bench install native wheel clean packages
+.PHONY: demo test test-all test-unit check bench churn install native wheel clean packages
 
 demo: packages $(DEV) native
 	tools/demo
@@ -36,6 +37,9 @@ bench: packages $(DEV) native
 	@# As an installation does it: where Python may not write bytecode, every run would compile anew.
 	$(VENV)/bin/python -m compileall -q hpcwrap
 	$(VENV)/bin/python bench/run.py $(BENCH)
+
+churn: packages $(DEV) native
+	$(VENV)/bin/python tests/churn/churn.py $(CHURN)
 
 install: native
 	PYTHON=$(PYTHON) PREFIX=$(PREFIX) tools/install
