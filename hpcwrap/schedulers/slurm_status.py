@@ -104,7 +104,9 @@ def read_json(command: str, key: str, settings: Settings) -> List[Document]:
         command, ["--json", *(["--all"] if command == "squeue" else [])], settings.slurm_commands
     )
     try:
-        found: List[Document] = json.loads(text)[key]
+        document = json.loads(text)
+        # sinfo calls the list "nodes" in 22.05, and "sinfo" since 23.02.
+        found: List[Document] = document[command if command in document else key]
     except (ValueError, KeyError, TypeError) as error:
         raise SiteError(f"cannot read what {command} --json says: {error}") from error
     return found
