@@ -5,12 +5,28 @@ import re
 import time
 from typing import NamedTuple
 
+import pytest
 from cluster_site import NODES, REPOSITORY, SETTINGS, SLURM, TOOLS, ClusterSite, Ran
 
-__all__ = ["NODES", "RELEASE", "REPOSITORY", "SETTINGS", "TOOLS", "Job", "Ran", "Site", "has_pmix"]
+__all__ = [
+    "NODES",
+    "RELEASE",
+    "REPOSITORY",
+    "SETTINGS",
+    "TOOLS",
+    "Job",
+    "Ran",
+    "Site",
+    "has_pmix",
+    "own_packages",
+]
 
 RELEASE = os.environ.get(SLURM) or "22.05"
 """The Slurm that this run is for."""
+
+own_packages = pytest.mark.skipif(
+    RELEASE != "22.05", reason="about libraries of Debian 12, which these nodes have not"
+)
 
 
 class Site(ClusterSite):

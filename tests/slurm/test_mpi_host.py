@@ -6,7 +6,7 @@ from typing import Iterator
 
 import pytest
 from mpi_images import add_images, compile_program, found_each_other, srun
-from site_tools import NODES, Ran, Site
+from site_tools import NODES, Ran, Site, own_packages
 
 pytestmark = pytest.mark.slurm
 
@@ -51,6 +51,7 @@ def refused(site: Site, ran: Ran, sentence: str) -> bool:
     return sentence in ran.stderr
 
 
+@own_packages
 def test_programs_of_the_image_run_with_the_hosts_library(site: Site, hello: str) -> None:
     assert found_each_other(srun(site, "debian-12-host", "pmix", "mpi-hello"))
     files = [f"{place}{HOME}/libmpi.so.40" for place in ("", "/.host")]
@@ -61,6 +62,7 @@ def test_programs_of_the_image_run_with_the_hosts_library(site: Site, hello: str
     assert inside != host
 
 
+@own_packages
 def test_modules_texts_and_settings_of_the_host_come_along(site: Site, hello: str) -> None:
     places = [f"{HOME}/openmpi/lib/openmpi3", "/usr/share/openmpi", "/etc/openmpi"]
     ran = srun(site, "debian-12-host", "none", "cat", "/proc/self/mountinfo", ranks=2)
@@ -70,6 +72,7 @@ def test_modules_texts_and_settings_of_the_host_come_along(site: Site, hello: st
     }
 
 
+@own_packages
 def test_a_host_that_is_older_than_the_image_is_refused(site: Site, hello: str) -> None:
     assert refused(
         site,

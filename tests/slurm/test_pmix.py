@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from mpi_images import add_images, compile_program, found_each_other, srun
-from site_tools import Site
+from site_tools import Site, own_packages
 
 pytestmark = pytest.mark.slurm
 
@@ -56,6 +56,7 @@ def test_a_step_of_one_rank_needs_no_words(site: Site, mpich: str) -> None:
     assert WARNING not in ran.stderr
 
 
+@own_packages
 def test_the_hosts_mpich_takes_the_place_of_the_images(site: Site, mpich: str) -> None:
     # Debian's MPICH 4.0.2 hangs in MPI_Finalize now and then with more ranks a node, on hosts, too.
     ran = srun(site, "mpich-12-host", "pmi2", mpich, ranks=2)

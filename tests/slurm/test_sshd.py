@@ -162,6 +162,10 @@ def test_a_killed_run_takes_its_daemons_along(ready: Site) -> None:
 @pytest.fixture
 def sshd_of_host(ready: Site) -> Iterator[Site]:
     """Both nodes get the image's sshd as the host's, with the library that comes with it."""
+    said = ready.root("n1", "ssh", "-V").stderr
+    version = re.search(r"OpenSSH_(\d+)\.(\d+)", said)
+    if version and (int(version[1]), int(version[2])) > (9, 7):
+        pytest.skip("OpenSSH after 9.7 cannot be started from another root")
     library = "/usr/lib/x86_64-linux-gnu/libwrap.so.0"
     ready.alice("srun", "-n1", INSIDE, "cp", SSHD, library, "/home/alice")
     kept = [path for path in (SSHD, library) if ready.root("n1", "ls", path).code == 0]
