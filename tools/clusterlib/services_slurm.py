@@ -22,10 +22,10 @@ EXAMPLE = "srun -N2 hostname"
 PROGRAMS = ("slurmctld", "slurmd", "sinfo", "munged")
 SHARES = (Share("etc-slurm", "/etc/slurm"),)
 
-# Open MPI and MPICH, as this machine has them: for `mpi: host`.
+# As this machine has them: Slurm and what its tests use, Open MPI and MPICH for `mpi: host`.
 PACKAGES = (
     *("slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins", "libslurm-dev", "munge"),
-    *("musl-tools", "openmpi-bin", "mpich"),
+    *("slurmrestd", "musl-tools", "squashfs-tools-ng", "xz-utils", "bzip2", "openmpi-bin", "mpich"),
     *roots.NODE,
 )
 
