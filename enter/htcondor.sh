@@ -1,8 +1,6 @@
 #!/bin/sh
-# SINGULARITY of HTCondor's configuration: runs a job in hpcwrap's container (the job's user).
-# What a job puts before its libraries is for its own programs: it comes again, with a prefix.
-unset LD_PRELOAD LD_LIBRARY_PATH LD_AUDIT
-
-prefix=${0%/share/hpcwrap/*}
-exec "$prefix/bin/python3" -I -c \
-    'from hpcwrap.hook import main; main("hooks.enter_htcondor", "start")' "$@"
+# ForceCommand of the sshd that HTCondor starts for a session in a job (the job's user); the word is
+# its configuration's path.  env.sh, beside it, is HTCondor's: the job's variables, as export -p.
+# shellcheck source=/dev/null
+. "${1%/*}/env.sh"
+exec "${0%/share/hpcwrap/*}/libexec/hpcwrap/hpcwrap-singularity" session "${1%/*}/env.sh"

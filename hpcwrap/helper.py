@@ -21,7 +21,7 @@ from hpcwrap import epilog, owners, paths, prolog, record, schedulers, sweep
 from hpcwrap.config import Settings
 from hpcwrap.environment import Mount, parse_mount, target_key
 from hpcwrap.errors import HpcwrapError, SiteError, UserError
-from hpcwrap.helperclient import LONGEST
+from hpcwrap.helperclient import DESCRIPTORS, LONGEST
 from hpcwrap.job import NO_LIMITS, Job, Limits, User, find_user
 from hpcwrap.request import Request
 from hpcwrap.textfile import read_text
@@ -100,7 +100,8 @@ def main() -> int:
     with socket.socket(fileno=os.dup(0)) as talk:
         answer = answer_to(talk)
         with suppress(OSError):
-            talk.sendall(json.dumps(answer).encode() + b"\n")
+            line = json.dumps(answer).encode() + b"\n"
+            socket.send_fds(talk, [line], answer.get(DESCRIPTORS, []))
     return 0
 
 
@@ -257,6 +258,24 @@ def make(called: Called, job: Job, request: Request, note: bytes) -> bool:
     return True
 
 
+def find(caller: Caller, asked: Asked) -> Dict[str, Any]:
+    """Find a container that was made, and hold the caller to its limits; null where there is none.
+
+    Waits for one that is being made.  Its mount namespace goes along, for the pin of one is in no
+    copy of the host's mounts, as the scheduler may have made one (mount(2), of bind mounts).
+    """
+    _, job, _ = read_job(caller, asked)
+    place = paths.JobPaths(job.id)
+    confined = is_confined(caller)
+    with owners.alone(paths.HELPER_TURNS, job.id):
+        if not os.path.exists(place.entry):
+            return {"directory": None}
+        if not confined:
+            join_limits(place, caller)
+    pin = os.open(place.mount_namespace, os.O_RDONLY | os.O_CLOEXEC)
+    return {"directory": place.directory, DESCRIPTORS: [pin]}
+
+
 def release(caller: Caller, asked: Asked) -> Dict[str, Any]:
     """Drop a container of the caller's, and tell which limits the job reached.
 
@@ -280,6 +299,7 @@ def tidy(_caller: Caller, _asked: Asked) -> Dict[str, Any]:
 
 VERBS: Dict[str, Callable[[Caller, Asked], Dict[str, Any]]] = {
     "prepare": prepare,
+    "find": find,
     "release": release,
     "sweep": tidy,
 }

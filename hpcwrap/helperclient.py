@@ -15,6 +15,11 @@ from hpcwrap.errors import NodeError, SiteError, UserError
 LONGEST = 1 << 16
 """Bytes of one message, its newline included."""
 
+DESCRIPTORS = "descriptors"
+"""What of an answer are descriptors, which come beside it (unix(7), SCM_RIGHTS); inheritable."""
+
+MOST_DESCRIPTORS = 4
+
 KINDS = {kind.who: kind for kind in (UserError, SiteError, NodeError)}
 START = "start hpcwrap-helper.socket on this node; `hpcwrap setup SCHEDULER` installs it"
 
@@ -42,10 +47,11 @@ def ask(message: Mapping[str, Any], path: str = paths.HELPER_SOCKET) -> Dict[str
 def _exchange(talk: socket.socket, line: bytes) -> Dict[str, Any]:
     try:
         talk.sendall(line)
+        said, descriptors, _, _ = socket.recv_fds(talk, LONGEST, MOST_DESCRIPTORS)
         with talk.makefile("rb") as reading:
-            answer = json.loads(reading.readline(LONGEST))
+            answer = json.loads(said if said.endswith(b"\n") else said + reading.readline(LONGEST))
         if isinstance(answer, dict):
-            return answer
+            return {**answer, DESCRIPTORS: list(descriptors)}
     except (OSError, ValueError):
         pass
     raise SiteError("the helper ended without an answer", "see the log of hpcwrap-helper")

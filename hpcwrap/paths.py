@@ -125,6 +125,11 @@ def launch_program() -> str:
     return _built("libexec/hpcwrap/hpcwrap-launch", "hpcwrap-launch")
 
 
+def singularity_program() -> str:
+    """The compiled program behind HTCondor's SINGULARITY knob, native/hpcwrap-singularity."""
+    return _built("libexec/hpcwrap/hpcwrap-singularity", "hpcwrap-singularity")
+
+
 def starter_program() -> str:
     """The compiled starter_method of Grid Engine, native/hpcwrap-starter."""
     return _built("libexec/hpcwrap/hpcwrap-starter", "hpcwrap-starter")

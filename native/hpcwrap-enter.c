@@ -1,6 +1,7 @@
-/* hpcwrap-enter JOB_DIRECTORY [--] COMMAND [ARGUMENT...]
+/* hpcwrap-enter [--mount-namespace DESCRIPTOR] JOB_DIRECTORY [--] COMMAND [ARGUMENT...]
  *
- * Replaces itself by a command inside the container that the prolog left in a job's directory.
+ * Replaces itself by a command inside the container that the prolog left in a job's directory.  The
+ * descriptor is for a mount namespace of the scheduler's, in which that directory has no pin.
  * Ends with the command's code, or as a shell would: 127 not found, 126 not executable, 125 the
  * container could not be joined. */
 #define _GNU_SOURCE
@@ -15,6 +16,8 @@
 #include <unistd.h>
 
 enum { FAILED = 125, NOT_EXECUTABLE = 126, NOT_FOUND = 127 };
+
+static const char NAMESPACE[] = "--mount-namespace";
 
 static const char *get_variable(void *where, const char *name)
 {
@@ -34,7 +37,19 @@ static bool unset_variable(void *where, const char *name)
     return unsetenv(name) == 0;
 }
 
-static int join(struct entry *entry, const char *path, char *error)
+/* In place of the pin, or of the empty file below it. */
+static void take_namespace(struct entry *entry, const char *number)
+{
+    char *end;
+    int descriptor = (int)strtol(number, &end, 10);
+    if (*number == '\0' || *end != '\0')
+        descriptor = -1;
+    close(entry->mount_namespace);
+    entry->mount_namespace = descriptor;
+    fcntl(descriptor, F_SETFD, FD_CLOEXEC);
+}
+
+static int join(struct entry *entry, const char *path, const char *namespace, char *error)
 {
     static const struct variables OURS = {get_variable, set_variable, unset_variable, NULL};
     int directory = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
@@ -42,8 +57,11 @@ static int join(struct entry *entry, const char *path, char *error)
         snprintf(error, ENTER_ERROR_SIZE, "cannot open the job's directory %s: %m", path);
         return -1;
     }
-    if (enter_open(entry, directory, error) < 0 || enter_limits(entry, error) < 0 ||
-        enter_join(entry, error) < 0)
+    if (enter_open(entry, directory, error) < 0)
+        return -1;
+    if (namespace)
+        take_namespace(entry, namespace);
+    if (enter_limits(entry, error) < 0 || enter_join(entry, error) < 0)
         return -1;
     return enter_environment(entry, &OURS, error);
 }
@@ -86,16 +104,23 @@ int main(int count, char **arguments)
 {
     char error[ENTER_ERROR_SIZE], before[PATH_MAX];
     struct entry entry;
+    const char *namespace = NULL;
+    if (count > 2 && strcmp(arguments[1], NAMESPACE) == 0) {
+        namespace = arguments[2];
+        arguments += 2;
+        count -= 2;
+    }
     char **command = arguments + 2;
     if (count > 2 && strcmp(*command, "--") == 0)
         command++;
     if (count < 3 || !*command) {
-        fprintf(stderr, "usage: hpcwrap-enter JOB_DIRECTORY [--] COMMAND [ARGUMENT...]\n");
+        fprintf(stderr, "usage: hpcwrap-enter [%s DESCRIPTOR] JOB_DIRECTORY [--] COMMAND "
+                "[ARGUMENT...]\n", NAMESPACE);
         return FAILED;
     }
     if (!getcwd(before, sizeof before))
         before[0] = '\0';
-    if (join(&entry, arguments[1], error) < 0) {
+    if (join(&entry, arguments[1], namespace, error) < 0) {
         fprintf(stderr, "hpcwrap-enter: %s\n", error);
         return FAILED;
     }

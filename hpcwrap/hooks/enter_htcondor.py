@@ -6,6 +6,8 @@ The starter calls it as the job's user (docs/decisions/0100 has the command line
     exec -C IMAGE /exit_37                               a probe: 37, if we could run a job here
     -s -q test OPTIONS -C IMAGE                          before the job, where the site wants it
     -s exec OPTIONS -C IMAGE COMMAND...                  the job
+
+and enter/htcondor.sh, for a session beside the job, with `session FILE`.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ VERSION = f"apptainer version 1.3.6-hpcwrap-{__version__}"
 """HTCondor looks for the word apptainer: it chooses the prefix of the variables by it."""
 
 PROBE, PROBED = "/exit_37", 37
+SESSION = "session"
 GLOBAL_OPTIONS = "dqsv"
 SHORT = "cCepiuB:S:W:H:"
 LONG = (
@@ -69,6 +72,8 @@ def main(part: str) -> int:
 
 def start(words: Sequence[str]) -> int:
     """Do what one command line says; the exit code."""
+    if words[:1] == [SESSION]:
+        return start_session(words[1])
     try:
         call = parse(words)
         if call.verb == "version":
@@ -82,6 +87,17 @@ def start(words: Sequence[str]) -> int:
         log.say(error.sentence())
         if PROBE not in words:
             leave_error(error, os.environ)
+        return htcondor.FAILED
+
+
+def start_session(variables_file: str) -> int:
+    """Open a session; what fails is told to whoever asked for it, and is not the job's end."""
+    from hpcwrap.hooks import session_htcondor
+
+    try:
+        return session_htcondor.open_session(variables_file, os.environ)
+    except HpcwrapError as error:
+        log.say(error.sentence())
         return htcondor.FAILED
 
 

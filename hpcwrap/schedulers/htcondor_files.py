@@ -33,18 +33,31 @@ class Rule(NamedTuple):
     reason: str
 
 
-def render_node(settings: Settings, shim: str, release: str) -> str:
+class Programs(NamedTuple):
+    """What HTCondor runs on a node: for a job, at its end, and for a session in it."""
+
+    job: str
+    release: str
+    session: str
+
+
+def render_node(settings: Settings, programs: Programs) -> str:
     """Write the nodes' part; with a default every job comes to hpcwrap."""
     target = NAMED.replace("(", "(TARGET.").replace("?: ", "?: TARGET.")
     has_default = default_of(settings) is not None
     named = f'{target} isnt undefined && {target} isnt "{NONE}"'
     text = make_engine().get_template(NODE_TEMPLATE)
     return text.render(
-        shim=shim,
-        release=release,
+        programs=programs,
+        sshd_arguments=sshd_arguments(programs),
         is_container_job="True" if has_default else named,
         image=f'{target} ?: "{DEFAULT}"',
     )
+
+
+def sshd_arguments(programs: Programs) -> str:
+    """HTCondor's own, and what sshd runs whatever it is asked for; %f is sshd's configuration."""
+    return f"\"-i -e -f %f -o 'ForceCommand={programs.session} %f'\""
 
 
 def default_of(settings: Settings) -> Optional[str]:

@@ -15,6 +15,7 @@ PROGRAMS: Mapping[str, Callable[[], str]] = {
     "hpcwrap-enter": paths.enter_program,
     "hpcwrap-host": paths.host_program,
     "hpcwrap-launch": paths.launch_program,
+    "hpcwrap-singularity": paths.singularity_program,
     "hpcwrap-starter": paths.starter_program,
     "hpcwrap-tell": paths.tell_program,
     "hpcwrap-wait": paths.wait_program,

@@ -72,8 +72,16 @@ def write_table(config_file: Optional[str]) -> str:
 def render_node(config_file: Optional[str]) -> str:
     """The nodes' part."""
     settings = config.load_config(config_file).settings
-    shim, release = paths.data("enter", "htcondor.sh"), paths.data("epilog", "htcondor.sh")
-    return htcondor_files.render_node(settings, shim, release)
+    return htcondor_files.render_node(settings, node_programs())
+
+
+def node_programs() -> htcondor_files.Programs:
+    """What of hpcwrap HTCondor runs on a node."""
+    return htcondor_files.Programs(
+        job=paths.singularity_program(),
+        release=paths.data("epilog", "htcondor.sh"),
+        session=paths.data("enter", "htcondor.sh"),
+    )
 
 
 def render_submit(config_file: Optional[str]) -> str:
@@ -163,9 +171,11 @@ def check_file(path: str, text: str) -> Finding:
 
 def check_node() -> List[Finding]:
     """See whether what HTCondor reads in the end is what we wrote, and what the starter makes."""
+    programs = node_programs()
     wanted: Dict[str, str] = {
-        "SINGULARITY": paths.data("enter", "htcondor.sh"),
-        "HPCWRAP_HOOK_JOB_EXIT": paths.data("epilog", "htcondor.sh"),
+        "SINGULARITY": programs.job,
+        "SSH_TO_JOB_SSHD_ARGS": htcondor_files.sshd_arguments(programs),
+        "HPCWRAP_HOOK_JOB_EXIT": programs.release,
         "SINGULARITY_RUN_TEST_BEFORE_JOB": "False",
         "DOCKER": "",
     }

@@ -26,7 +26,6 @@ class HtCondor(Driver):
     FORBIDDEN = r"ERROR: hpcwrap: alice may not use the environment bobs: it is for named users"
     CANNOT: ClassVar[Dict[str, str]] = {
         "default": "a pool has no queues; its one default is in tests/htcondor",
-        "interactive": "condor_ssh_to_job wants a terminal and an sshd; see docs/htcondor.md",
     }
 
     def submit(self, ask: Ask) -> Submission:
@@ -106,8 +105,11 @@ class HtCondor(Driver):
         assert self.alice("condor_rm", submission.id).code == 0
 
     def interactive(self, container: str, stdin: str) -> Ran:
-        """condor_submit -interactive; see CANNOT."""
-        raise NotImplementedError(container + stdin)
+        """condor_submit -interactive, on a terminal."""
+        lines = (f"container={container}", f"request_memory={USUAL_MEMORY}")
+        command = " ".join(["condor_submit -interactive", *(f"-append {line}" for line in lines)])
+        run = ("env", "TERM=dumb", "timeout", "90", "script", "-qec", command, "/dev/null")
+        return self.alice(*run, stdin=stdin)
 
     def each_rank(self, command: str, ranks: int) -> str:
         """HTCondor starts the script once on each node, and that starts the ranks."""

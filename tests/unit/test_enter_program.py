@@ -118,6 +118,30 @@ def test_command_runs_in_the_namespaces(enter: Enter) -> None:
     assert done.stdout.split() == held
 
 
+def test_the_mount_namespace_as_a_descriptor(enter: Enter) -> None:
+    """In a copy of the host's mounts the pin is an empty file.  The command does not get it."""
+    pin = enter.directory / "mnt"
+    pin.touch()
+    user = enter.holder.namespaces()[:-2]
+    enter.write_raw("container", NAME, *user, "mount-namespace", str(pin), "end")
+    namespace = f"/proc/{enter.holder.pid}/ns/mnt"
+    held = os.open(namespace, os.O_RDONLY)
+
+    def run(number: str) -> subprocess.CompletedProcess[str]:
+        look = "readlink /proc/self/ns/mnt; ls /proc/self/fd"
+        words = ["--mount-namespace", number, str(enter.directory), "--", "sh", "-c", look]
+        command = [enter.program, *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False, pass_fds=[held])
+
+    try:
+        assert run(str(held)).stdout.split() == [os.readlink(namespace), "0", "1", "2", "3"]
+        for number in ("", "x", "99"):
+            assert (run(number).returncode, run(number).stdout) == (125, "")
+    finally:
+        os.close(held)
+    assert "cannot join the container's mount namespace" in enter.run("true").stderr
+
+
 def test_no_new_privileges_in_a_user_namespace(enter: Enter) -> None:
     done = enter.run("grep", "NoNewPrivs", "/proc/self/status")
     assert done.stdout.split() == ["NoNewPrivs:", "1"]
@@ -168,7 +192,9 @@ def test_command_that_is_no_program(enter: Enter) -> None:
 def test_usage(enter: Enter, arguments: List[str]) -> None:
     done = enter.run(*arguments)
     assert done.returncode == 125
-    assert done.stderr.startswith("usage: hpcwrap-enter JOB_DIRECTORY")
+    assert done.stderr.startswith(
+        "usage: hpcwrap-enter [--mount-namespace DESCRIPTOR] JOB_DIRECTORY"
+    )
 
 
 # ---- working directory ----

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Dict, List
+import os
+import signal
+import subprocess
+from typing import Any, Dict, List, cast
 
 import pytest
 from hypothesis import given
@@ -14,7 +17,7 @@ from hpcwrap.config import NO_DEFAULTS, Config, Settings
 from hpcwrap.environment import Environment
 from hpcwrap.errors import UserError
 from hpcwrap.gpus import Gpus
-from hpcwrap.hooks import enter_htcondor
+from hpcwrap.hooks import enter_htcondor, session_htcondor
 from hpcwrap.job import Limits, User
 from hpcwrap.request import Request
 from hpcwrap.schedulers import htcondor, htcondor_files
@@ -29,6 +32,7 @@ TRANSFER = (
     f"-s exec -S /tmp -S /var/tmp -W {SCRATCH} --pwd {SCRATCH} -B {SCRATCH} --home {SCRATCH} "
     "--nv -C docker://registry:5000/debian-12:latest ./condor_exec.exe"
 )
+PROGRAMS = htcondor_files.Programs("/job", "/release", "/session")
 AD = 'ClusterId = 12\nProcId = 3\ncontainer = "debian-12"\nContainerImage = "x\\"y"\n'
 
 
@@ -146,6 +150,109 @@ def test_the_starters_cgroup_is_known_by_its_name(cgroup: str, *, has: bool) -> 
     assert bool(enter_htcondor.IN_A_CGROUP.search(cgroup)) is has
 
 
+# ---- a session in a job ----
+
+
+@pytest.fixture
+def session(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Dict[str, str]:
+    """The variables of a session in a job that came by the knob; what it becomes is only told."""
+    (tmp_path / ".docker_sock").touch()
+    (tmp_path / ".job.ad").write_text(AD)
+    monkeypatch.chdir("/")
+    monkeypatch.setattr(session_htcondor, "execute_on_host", lambda *words: ("host", *words))
+    monkeypatch.setattr(session_htcondor.run, "execute", lambda *words: ("inside", *words))
+    names = {"IWD": str(tmp_path), "PIDS": "", "AD": str(tmp_path / ".job.ad")}
+    return {
+        **{f"_CONDOR_JOB_{name}": value for name, value in names.items()},
+        "_CONDOR_SCRATCH_DIR": str(tmp_path),
+        "_CONDOR_SLOT": "slot1_1",
+        "HOME": "/home/alice",
+        "SHELL": "/bin/zsh",
+    }
+
+
+def let_helper_say(monkeypatch: pytest.MonkeyPatch, *answers: Any) -> List[Dict[str, Any]]:
+    asked: List[Dict[str, Any]] = []
+    left = list(answers)
+
+    def ask(message: Dict[str, Any]) -> Any:
+        asked.append(message)
+        return {"directory": left.pop(0), "descriptors": [7]}
+
+    monkeypatch.setattr(session_htcondor.helperclient, "ask", ask)
+    monkeypatch.setattr(session_htcondor, "PAUSE_S", 0)
+    return asked
+
+
+def test_a_session_goes_to_the_jobs_container(
+    session: Dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job, whose process is there, had not yet asked for its container."""
+    session = {**session, "_CONDOR_JOB_PIDS": str(os.getpid()), "SSH_ORIGINAL_COMMAND": "a  b"}
+    asked = let_helper_say(monkeypatch, None, "/jobs/mine")
+    kind, words, variables = cast(Any, session_htcondor.open_session("env.sh", session))
+    assert (kind, words[1:5]) == ("inside", ["--mount-namespace", "7", "/jobs/mine", "--"])
+    assert words[-2:] == ["/bin/zsh", "a  b"]
+    assert (variables["HOME"], os.getcwd()) == (session["_CONDOR_SCRATCH_DIR"],) * 2
+    assert [each["do"] for each in asked] == ["find"] * 2
+    assert asked[0]["variables"] == {"job": "12.3", "slot": "slot1_1"}
+
+
+@pytest.mark.parametrize("process", ["", "4194305"])
+def test_a_session_without_the_container_is_refused(
+    session: Dict[str, str], monkeypatch: pytest.MonkeyPatch, process: str
+) -> None:
+    let_helper_say(monkeypatch, None)
+    with pytest.raises(UserError, match="cannot open a session"):
+        session_htcondor.open_session("env.sh", {**session, "_CONDOR_JOB_PIDS": process})
+
+
+def test_a_session_of_a_job_on_the_host_is_htcondors(session: Dict[str, str]) -> None:
+    words = session_htcondor.open_session("env.sh", {**session, "_CONDOR_SCRATCH_DIR": "/no"})
+    kind, words, variables = cast(Any, words)
+    assert (kind, words) == ("host", [session_htcondor.HOST_SETUP, "env.sh"])
+    assert variables["HOME"] == "/home/alice"
+
+
+def test_a_session_of_a_job_that_wants_no_container(session: Dict[str, str]) -> None:
+    """In a pool with a default it comes by the knob, too."""
+    with open(session["_CONDOR_JOB_AD"], "a", encoding="utf-8") as ad:
+        ad.write('Container = "none"\n')
+    kind, words, _ = cast(Any, session_htcondor.open_session("env.sh", session))
+    assert (kind, words[-2:]) == ("host", ["/bin/zsh", ""])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["/bin/sh", "echo $((6 * 7))"], "42\n"),
+        (["/no/such/shell", "echo $((6 * 7)); exit 0"], "42\n"),
+        (["/bin/echo", ""], "-l\n"),
+    ],
+)
+def test_the_users_own_shell_where_there_is_one(words: List[str], said: str) -> None:
+    command = ["/bin/sh", "-c", session_htcondor.SHELL, "sh", *words]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == said
+
+
+@pytest.mark.parametrize(
+    ("interactive", "ends"), [("InteractiveJob = true\n", True), ("x = true\n", False)]
+)
+def test_the_placeholder_of_an_interactive_job_ends(
+    session: Dict[str, str], monkeypatch: pytest.MonkeyPatch, interactive: str, *, ends: bool
+) -> None:
+    with open(session["_CONDOR_JOB_AD"], "a", encoding="utf-8") as ad:
+        ad.write(interactive)
+    let_helper_say(monkeypatch, "/jobs/mine")
+    with subprocess.Popen(["sleep", "60"]) as placeholder:
+        session_htcondor.open_session(
+            "env.sh", {**session, "_CONDOR_JOB_PIDS": str(placeholder.pid)}
+        )
+        if not ends:
+            placeholder.kill()
+        assert placeholder.wait() == (-signal.SIGTERM if ends else -signal.SIGKILL)
+
+
 # ---- what the helper reads ----
 
 
@@ -225,8 +332,9 @@ def test_limits_only_get_lower() -> None:
 
 
 def test_without_a_default_only_jobs_that_name_one_come_to_hpcwrap() -> None:
-    text = htcondor_files.render_node(Settings(), "/shim", "/release")
-    assert "\nSINGULARITY = /shim\n" in text
+    text = htcondor_files.render_node(Settings(), PROGRAMS)
+    assert "\nSINGULARITY = /job\n" in text
+    assert """\nSSH_TO_JOB_SSHD_ARGS = "-i -e -f %f -o 'ForceCommand=/session %f'"\n""" in text
     assert 'isnt "none"' in text
     assert "\nSINGULARITY_JOB = True\n" not in text
 
@@ -234,7 +342,7 @@ def test_without_a_default_only_jobs_that_name_one_come_to_hpcwrap() -> None:
 def test_with_a_default_every_job_does() -> None:
     defaults = {**NO_DEFAULTS, "htcondor": {"pool": {"default": "debian-12"}}}
     settings = Settings(defaults=defaults)
-    assert "\nSINGULARITY_JOB = True\n" in htcondor_files.render_node(settings, "/shim", "/release")
+    assert "\nSINGULARITY_JOB = True\n" in htcondor_files.render_node(settings, PROGRAMS)
     assert "JOB_TRANSFORM_HpcwrapDefault" in htcondor_files.render_submit(config(settings), {})
 
 

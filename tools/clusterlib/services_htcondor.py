@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import Mapping
 
-from clusterlib import roots
+from clusterlib import roots, syscalls
 from clusterlib.files import owner_ids, write, write_secret
 from clusterlib.layout import CONTROLLER, Cluster, Share, address
 from clusterlib.processes import run_in, wait_until
@@ -76,7 +76,7 @@ SCHEDD_INTERVAL = 2
 SCHEDD_MIN_INTERVAL = 1
 UPDATE_INTERVAL = 5
 CLAIM_WORKLIFE = 300
-SHADOW_QUEUE_UPDATE_INTERVAL = 5
+SHADOW_QUEUE_UPDATE_INTERVAL = 1
 """
 NODE = """\
 DAEMON_LIST = {daemons}
@@ -111,6 +111,10 @@ def prepare_node(cluster: Cluster, node: str, root: str) -> None:
     os.makedirs(root + os.path.dirname(KEY), 0o700, exist_ok=True)
     with open(cluster.path("pool.key"), "rb") as file:
         write_secret(root + KEY, file.read())
+    if node != CONTROLLER:
+        # sshd without privilege can give a terminal to nobody: it must be the group tty's already.
+        terminals = "newinstance,gid=5,mode=620,ptmxmode=666"
+        syscalls.mount("devpts", f"{root}/dev/pts", "devpts", syscalls.MS_NOSUID, terminals)
     daemons = "COLLECTOR NEGOTIATOR SCHEDD" if node == CONTROLLER else "STARTD"
     text = NODE.format(daemons=f"MASTER {daemons}", address=address(node), node=node)
     write(root + NODE_CONFIGURATION, text)
