@@ -1,4 +1,4 @@
-/* srun, sbatch, squeue … inside a container: links to this program.
+/* srun, sbatch, squeue … and Slurm's TaskProlog inside a container: this program in their place.
  *
  * Runs the host's own command of that name, with the host's libraries, settings and plugins, however
  * little the image has: the host's root is at /.host (container/operations.py), and a process may
@@ -80,6 +80,13 @@ int main(int count, char **arguments)
     if (chroot(HOST) < 0 || chdir("/") < 0)
         return fail(command, HOST);
     keep_directory(before);
+    /* A script of the host's that is called by its path (TaskProlog) lies anywhere on the host; a
+     * link in the image leads to a command, and its path means nothing there. */
+    if (count > 0 && arguments[0][0] == '/') {
+        execv(arguments[0], arguments);
+        if (errno != ENOENT)
+            return fail(command, arguments[0]);
+    }
     execv(path, arguments);
     return fail(command, path);
 }

@@ -33,6 +33,8 @@
 #define CONTROL "HPCWRAP_CONTAINER"             /* the prolog sees it as SPANK_HPCWRAP_CONTAINER */
 #define ASKED_BY_JOB "SLURM_SPANK_" CONTROL     /* and the job's steps so */
 #define ASKED_BY_STEP "SLURM_HPCWRAP_STEP_CONTAINER" /* SLURM_*: survives --export=NONE */
+#define INSIDE CONTROL                          /* in a rank's environment: in which it runs */
+#define HETEROGENEOUS "SLURM_HET_SIZE"
 #define PROPAGATED "SLURM_RLIMIT_"              /* limits of the submit host, for the ranks */
 
 #pragma GCC visibility push(default)
@@ -71,19 +73,30 @@ static bool find_options(struct option_table *table)
     return table->options && table->get && table->reset && table->is_set;
 }
 
-/* A step of a job that exists already: the job's container is settled, the step only names it. */
-static void carry_to_step(const char *name)
+/* A step of a job that exists already: the job's container is settled, the step only names it.  For
+ * a step over several components of a heterogeneous job, srun calls once for each, and sends the
+ * same environment to all. */
+static int carry_to_step(const char *name)
 {
+    static int calls;
+    const char *before = getenv(ASKED_BY_STEP);
+    if (calls++ > 0 && strcmp(before ? before : "", name ? name : "") != 0) {
+        slurm_error("hpcwrap: cannot name a container for each component of a step "
+                    "(leave --container out: each runs in the one that its job has there)");
+        return -1;
+    }
     if (name)
         setenv(ASKED_BY_STEP, name, 1);
     else
         unsetenv(ASKED_BY_STEP);
+    return 0;
 }
 
 /* A new job.  What a surrounding job left in the environment must not pass for its request. */
 static int carry_to_job(spank_t spank, const char *name)
 {
     unsetenv(ASKED_BY_JOB);
+    unsetenv(ASKED_BY_STEP);
     if (!name) {
         spank_job_control_unsetenv(spank, CONTROL);
         unsetenv("SLURM_CONTAINER");
@@ -122,7 +135,9 @@ static bool is_bundle(const char *name)
 
 static int carry(spank_t spank, const struct option_table *table)
 {
+    static const char *before;
     bool srun = spank_context() == S_CTX_LOCAL;
+    bool in_job = srun && table->is_set(table->options, "jobid");
     const char *name = table->get(table->options, "container");
     if (name && *name == '\0') {
         slurm_error("hpcwrap: --container is empty (name an environment, as --container=debian-12)");
@@ -134,9 +149,10 @@ static int carry(spank_t spank, const struct option_table *table)
      * step of ours has its container from its job. */
     if (srun && name)
         table->reset(table->options, "container");
-    carry_to_step(srun ? name : NULL);
-    if (srun && table->is_set(table->options, "jobid"))
-        return 0;
+    if (in_job)
+        return carry_to_step(name);
+    /* Slurm keeps the option for the components that follow, unless it has been reset. */
+    before = name = name ? name : before;
     return carry_to_job(spank, name);
 }
 
@@ -193,10 +209,19 @@ static bool unset_variable(void *where, const char *name)
 
 /* ---- slurmstepd: init, as root on the host ---- */
 
-static void note_missing_record(spank_t spank, int reason)
+/* What the job asked for, as far as this step's environment can tell: that of a heterogeneous job's
+ * steps goes to all components, and speaks of one; only the batch script's was made for its own. */
+static const char *asked_by_job(spank_t spank, uint32_t number)
+{
+    if (number != SLURM_BATCH_SCRIPT && get_variable(spank, HETEROGENEOUS))
+        return NULL;
+    return get_variable(spank, ASKED_BY_JOB);
+}
+
+static void note_missing_record(spank_t spank, uint32_t number, int reason)
 {
     const char *by_step = get_variable(spank, ASKED_BY_STEP);
-    const char *by_job = get_variable(spank, ASKED_BY_JOB);
+    const char *by_job = asked_by_job(spank, number);
     const char *name = by_job && strcmp(by_job, "none") != 0 ? by_job : by_step;
     if (reason == ENOENT && (!name || strcmp(name, "none") == 0))
         return;
@@ -214,13 +239,13 @@ static void note_missing_record(spank_t spank, int reason)
                  "(a job's steps share its container; ask for it when you submit)", name);
 }
 
-static void read_record(spank_t spank, uint32_t job)
+static void read_record(spank_t spank, uint32_t job, uint32_t number)
 {
     char path[PATH_MAX];
     snprintf(path, sizeof path, "%s/%u", jobs, job);
     int directory = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (directory < 0) {
-        note_missing_record(spank, errno);
+        note_missing_record(spank, number, errno);
         return;
     }
     step.wanted = true;
@@ -244,7 +269,7 @@ int slurm_spank_init(spank_t spank, int count, char **arguments)
         return 0;
     /* The extern step starts no rank and must not keep the container from ending with the job. */
     if (number != SLURM_EXTERN_CONT)
-        read_record(spank, job);
+        read_record(spank, job, number);
     return 0;
 }
 
@@ -308,16 +333,26 @@ static void check_step_request(spank_t spank)
         snprintf(step.error, sizeof step.error, "cannot join the container on this node");
 }
 
+static bool is_first_rank(spank_t spank)
+{
+    uint32_t rank = 0;
+    return spank_get_item(spank, S_TASK_GLOBAL_ID, &rank) == ESPANK_SUCCESS && rank == 0;
+}
+
 /* Slurm has gone to /tmp, or stayed in the root, when the step's directory is not in the container
  * (slurmstepd mgr.c, _pre_task_child_privileged): then the environment's own is the better place. */
-static void keep_directory(void)
+static void keep_directory(spank_t spank)
 {
     char inside[PATH_MAX];
     const char *workdir = step.entry.workdir;
-    if (!workdir || !getcwd(inside, sizeof inside) || strcmp(inside, step.directory) == 0)
+    if (!getcwd(inside, sizeof inside) || strcmp(inside, step.directory) == 0 ||
+        (strcmp(inside, "/tmp") != 0 && strcmp(inside, "/") != 0))
         return;
-    if ((strcmp(inside, "/tmp") == 0 || strcmp(inside, "/") == 0) && chdir(workdir) < 0)
+    if (workdir && chdir(workdir) < 0)
         slurm_error("hpcwrap: cannot change to the directory %s of the container", workdir);
+    else if (is_first_rank(spank))
+        slurm_error("hpcwrap: warning: the directory %s is not in the container: started in %s",
+                    step.directory, workdir ? workdir : inside);
 }
 
 /* One write, for the ranks of a node share the file. */
@@ -335,11 +370,10 @@ static void note_timing(spank_t spank)
 /* Once for a step, and only where several ranks are to find each other. */
 static void tell_note(spank_t spank, const struct variables *variables)
 {
-    uint32_t rank = 0, ranks = 0;
+    uint32_t ranks = 0;
     const char *note = enter_note(&step.entry, variables);
-    if (note && spank_get_item(spank, S_TASK_GLOBAL_ID, &rank) == ESPANK_SUCCESS &&
-        spank_get_item(spank, S_JOB_TOTAL_TASK_COUNT, &ranks) == ESPANK_SUCCESS && rank == 0 &&
-        ranks > 1)
+    if (note && is_first_rank(spank) &&
+        spank_get_item(spank, S_JOB_TOTAL_TASK_COUNT, &ranks) == ESPANK_SUCCESS && ranks > 1)
         slurm_error("hpcwrap: warning: %s", note);
 }
 
@@ -347,8 +381,10 @@ int slurm_spank_task_init(spank_t spank, int count, char **arguments)
 {
     struct variables job = {get_variable, set_variable, unset_variable, spank};
     (void)count, (void)arguments;
-    if (!step.wanted)
+    if (!step.wanted) {
+        unset_variable(spank, INSIDE); /* submitted from inside another job's container */
         return 0;
+    }
     check_step_request(spank);
     if (step.error[0] || enter_environment(&step.entry, &job, step.error) < 0) {
         slurm_error("hpcwrap: %s", step.error);
@@ -357,7 +393,7 @@ int slurm_spank_task_init(spank_t spank, int count, char **arguments)
     /* slurmstepd sets the soft limits of the submit host after this hook (ulimits.c), over ours. */
     enter_forget_limits(&step.entry, &job, PROPAGATED);
     tell_note(spank, &job);
-    keep_directory();
+    keep_directory(spank);
     note_timing(spank);
     return 0;
 }

@@ -423,9 +423,10 @@ end
 -- ---- what the job's record and the prolog get to know ----
 
 -- The digest that the job is to run: its own, or the one that the table has, unless that is so old
--- that a refresh on some node may have moved the tag since.
-local function pinned(known, name, pin)
-    local stale = known.pins_until and os.time() > known.pins_until
+-- that a refresh on some node may have moved the tag since.  An entry of scrontab is submitted once
+-- and runs for years: each of its runs takes what is the image then.
+local function pinned(known, name, pin, job)
+    local stale = job.cron_job or (known.pins_until and os.time() > known.pins_until)
     local digest = pin or (not stale and known.environments[name].digest) or nil
     return digest and (name .. "@" .. digest) or name
 end
@@ -465,7 +466,7 @@ local function check(known, text, job)
         return name
     end
     check_name(known, name, pin, job)
-    return pinned(known, name, pin)
+    return pinned(known, name, pin, job)
 end
 
 local function asked(known, job, partitions, carried, bundle)

@@ -199,7 +199,14 @@ def commands(settings: Settings) -> Optional[Commands]:
     """Give those of Slurm's commands that this host has; None where the setting names none."""
     directory = settings.slurm_commands
     names = tuple(name for name in COMMANDS if os.access(f"{directory}/{name}", os.X_OK))
-    return Commands(directory, names) if directory and names else None
+    scripts = task_prolog(os.environ.get("SLURM_CONF", CONFIGURATION))
+    return Commands(directory, names, scripts) if directory and names else None
+
+
+def task_prolog(configuration: str) -> Tuple[str, ...]:
+    """The site's TaskProlog: slurmstepd starts it in each rank, where that has joined (task.c)."""
+    script = read_value(configuration, "TaskProlog")
+    return (script,) if script.startswith("/") and os.path.isfile(script) else ()
 
 
 def launcher(settings: Settings, environ: Mapping[str, str]) -> Optional[Launcher]:

@@ -107,7 +107,7 @@ def check_agreement(values: Mapping[str, str], settings: Settings) -> List[Findi
         detail = "its private /tmp is not the container's, which shows the node's /tmp"
         findings.append(Finding(CONF, "JobContainerType", NOTE, detail))
     if "taskprolog" in values:
-        detail = f"{values['taskprolog']} runs inside: it has to be mounted, its shell in the image"
+        detail = f"{values['taskprolog']} runs on the host's root with each rank's variables"
         findings.append(Finding(CONF, "TaskProlog", NOTE, detail))
     return findings
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import pwd
 import re
 from typing import Dict, Optional
@@ -143,6 +144,26 @@ def test_what_is_no_name_becomes_harmless_and_stays_no_name(name: str) -> None:
     assert len(container) <= 512
     assert re.fullmatch(r"[A-Za-z0-9?./_-]+", container)
     assert not is_name(container)
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("TaskProlog={0}", True),
+        ("taskprolog = {0} # per rank", True),
+        ("TaskProlog={0}.gone", False),
+        ("TaskProlog=site/task.sh", False),
+        ("#TaskProlog={0}", False),
+        ("TaskEpilog={0}", False),
+    ],
+)
+def test_the_sites_task_prolog_is_the_hosts_to_run(
+    tmp_path: pathlib.Path, line: str, found: bool
+) -> None:
+    script, conf = tmp_path / "task.sh", tmp_path / "slurm.conf"
+    script.write_text("#!/bin/bash\n")
+    conf.write_text(f"ClusterName=x\n{line.format(script)}\n")
+    assert slurm.task_prolog(str(conf)) == ((str(script),) if found else ())
 
 
 def test_own_mounts_may_be_absent_on_a_node() -> None:

@@ -193,6 +193,13 @@ def test_users_name_a_digest_that_the_environment_had(lua: Filter, digest: str) 
     assert (done.code, done.admin_comment) == (0, f"hpcwrap={text}")
 
 
+def test_each_run_of_an_entry_of_scrontab_takes_the_image_of_its_day(lua: Filter) -> None:
+    entry = {"script": "#!/bin/sh", "environment": {}, "cron_job": True}
+    done = lua.submit(container="debian-12", **entry)
+    assert (done.comment, done.mark) == ("hpcwrap=debian-12", "debian-12")
+    assert lua.submit(container=PIN, **entry).comment == f"hpcwrap={PIN}"
+
+
 def test_users_name_no_digest_of_another_image(lua: Filter) -> None:
     done = lua.submit(container=f"debian-12@{NEVER}")
     assert done.code == -1
