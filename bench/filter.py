@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
+from statistics import median
 from typing import Dict, List, Optional, Tuple
 
 from bench import cluster
@@ -64,12 +65,12 @@ def give_table() -> None:
 
 
 def submit_batch(way: str, samples: Samples) -> None:
-    """Submit one batch of each kind, in turn; a sample is the mean of one kind."""
+    """Submit one batch of each kind, in turn; a sample is the median of one kind."""
     switch(way)
     commands = [Command(kind, argv, None, cluster.HOME) for kind, argv in KINDS.items()]
     spent = milliseconds(in_turn(commands, BATCH, warm_up=1, through=cluster.as_user()))
     for kind, times in spent.items():
-        samples[kind, way].append(sum(times) / len(times))
+        samples[kind, way].append(median(times))
     run([*cluster.as_user(), "scancel", f"--user={cluster.USER}"])
 
 
@@ -97,7 +98,7 @@ def result_of(samples: Samples) -> Result:
         baselines.update({row.what: without.what for row in (without, with_it)})
         goals.append(Goal(f"{kind}, with ÷ without", with_it.over(without), LIMIT))
     notes = (
-        f"a sample is the mean of {BATCH} submissions, {len(rows[0].samples) * BATCH} of each kind",
+        f"a sample is the median of {BATCH} submissions: {len(rows[0].samples) * BATCH} of each",
         f"{MANY} environments; jobs are held; {os.cpu_count()} processors for all daemons",
     )
     return Result("one sbatch, from its start to its end", rows, goals, notes, baselines)
