@@ -11,6 +11,7 @@ from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 from hpcwrap.config import Settings
 from hpcwrap.container import mounts
 from hpcwrap.container.addition import Addition
+from hpcwrap.container.direct import Direct
 from hpcwrap.container.operations import (
     Accounts,
     Commands,
@@ -89,6 +90,7 @@ def make_plan(
         *mounts.arrange(wanted),
         *(operation for addition in additions for operation in addition.operations),
         *([commands] if commands else []),
+        Direct(),
         ReadOnlyRoot(),
         KeepHostRoot() if commands else SwitchRoot(),
     ]

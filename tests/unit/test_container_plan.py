@@ -48,6 +48,7 @@ def test_a_plan_tells_what_a_container_is_made_of() -> None:
         "bind /sys (rbind,nosuid; hpcwrap)",
         "bind /tmp (rbind,nosuid,nodev; hpcwrap)",
         "bind /var/tmp (rbind,nosuid,nodev,nofail; hpcwrap)",
+        "directories that are the image's alone, without the overlay (ro,nosuid,nodev)",
         "root read-only",
         "pivot_root, the host's root away",
     ]
@@ -55,8 +56,9 @@ def test_a_plan_tells_what_a_container_is_made_of() -> None:
 
 def test_commands_of_the_host_keep_its_root() -> None:
     found = lines(commands=Commands("/usr/bin", ("srun",), "/p"))
-    assert found[-3:] == [
+    assert found[-4:] == [
         "the host's commands from /usr/bin: srun",
+        "directories that are the image's alone, without the overlay (ro,nosuid,nodev)",
         "root read-only",
         "pivot_root, the host's root to /.host (nosuid, devices in its /dev only)",
     ]
