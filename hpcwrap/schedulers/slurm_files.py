@@ -103,9 +103,6 @@ def check_agreement(values: Mapping[str, str], settings: Settings) -> List[Findi
     if spool != settings.slurm_spool_directory:
         detail = f"is {spool}: set slurm_spool_directory in hpcwrap.yaml"
         findings.append(Finding(CONF, "SlurmdSpoolDir", WRONG, detail))
-    if "tmpfs" in values.get("jobcontainertype", ""):
-        detail = "its private /tmp is not the container's, which shows the node's /tmp"
-        findings.append(Finding(CONF, "JobContainerType", NOTE, detail))
     if "taskprolog" in values:
         detail = f"{values['taskprolog']} runs on the host's root with each rank's variables"
         findings.append(Finding(CONF, "TaskProlog", NOTE, detail))

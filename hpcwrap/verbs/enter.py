@@ -158,6 +158,8 @@ def begin_step(
         kept = {name: env[name] for name in (slurm_enter.KEPT, "TERM") if name in env}
         env = {**enter.login_environment(user), **kept}
         enter.become(user)
+        with suppress(OSError):
+            os.chdir(user.home)
     try:
         programs.execute(argv, slurm_enter.clean(env))
     except OSError as error:

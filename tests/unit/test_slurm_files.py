@@ -99,13 +99,11 @@ def test_prolog_may_be_a_pattern_over_links(place: Place, tmp_path: pathlib.Path
 def test_agreement() -> None:
     values = {
         "slurmdspooldir": "/var/spool/slurm/d",
-        "jobcontainertype": "job_container/tmpfs",
         "taskprolog": "/site/task.sh",
     }
     found = slurm_files.check_agreement(values, Settings())
     assert [(each.what, each.state) for each in found] == [
         ("SlurmdSpoolDir", WRONG),
-        ("JobContainerType", NOTE),
         ("TaskProlog", NOTE),
     ]
     assert slurm_files.check_agreement({}, Settings()) == []
