@@ -128,9 +128,18 @@ def read_request(environ: Mapping[str, str]) -> Request:
     return Request(None, "")
 
 
-def read_gpus(_environ: Mapping[str, str]) -> Optional[Gpus]:
-    """None: pbs_cgroups gives a job its GPUs later, when it starts; docs/pbs.md says what to do."""
-    return None
+def read_gpus(environ: Mapping[str, str]) -> Optional[Gpus]:
+    """Read which GPUs pbs_cgroups gave the job on this node; None for none.
+
+    It comes before us, and leaves them where pbs_attach(8B) finds a job's variables.
+    """
+    from hpcwrap import gpus
+
+    directory = f"{read_installation(environ).home}/aux"
+    text = read_text(f"{directory}/{environ.get('PBS_JOBID', '')}.env")
+    given = dict(re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE))
+    known = {name: given[name] for name in gpus.VENDORS if name in given}
+    return gpus.read_gpus(known) if known else None
 
 
 def read_hosts(environ: Mapping[str, str]) -> Tuple[str, ...]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Optional
 
 import pytest
 
 from hpcwrap.config import Settings
 from hpcwrap.errors import SiteError, UserError
+from hpcwrap.gpus import Gpus
 from hpcwrap.job import NO_LIMITS, Limits
 from hpcwrap.schedulers import pbs
 
@@ -106,6 +108,26 @@ def test_pbs_conf(tmp_path: Path) -> None:
     assert nothing == pbs.Installation("/opt/pbs", "/var/spool/pbs")
 
 
+DEVICES = "CUDA_VISIBLE_DEVICES=GPU-a1,GPU-b2\nCUDA_DEVICE_ORDER=PCI_BUS_ID"
+"""What pbs_cgroups of OpenPBS 23.06.06 writes (write_job_env_file): no line feed at the end."""
+
+
+@pytest.mark.parametrize(
+    ("text", "gpus"),
+    [
+        (DEVICES, Gpus(("GPU-a1", "GPU-b2"), ("nvidia.com",))),
+        ("OFFLOAD_DEVICES=0", None),
+        ("", None),
+    ],
+)
+def test_the_gpus_that_pbs_cgroups_gives(tmp_path: Path, text: str, gpus: Optional[Gpus]) -> None:
+    environ = installation(tmp_path, more=f"PBS_MOM_HOME={tmp_path}")
+    assert pbs.read_gpus(environ) is None
+    (tmp_path / "aux").mkdir()
+    (tmp_path / "aux" / "7.s.env").write_text(text)
+    assert pbs.read_gpus(environ) == gpus
+
+
 @pytest.mark.parametrize(
     ("more", "names"),
     [
@@ -119,7 +141,8 @@ def test_commands_that_work_inside(
     environ = installation(tmp_path, more=more)
     monkeypatch.setitem(os.environ, "PBS_CONF_FILE", environ["PBS_CONF_FILE"])
     found = pbs.commands(Settings())
-    assert found == (f"{tmp_path}/bin", names)
+    assert found
+    assert (found.directory, found.names) == (f"{tmp_path}/bin", names)
 
 
 def test_the_launcher_is_pbs_tmrsh_with_a_shell_on_the_other_side(tmp_path: Path) -> None:
