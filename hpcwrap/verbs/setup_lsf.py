@@ -18,7 +18,7 @@ from hpcwrap.schedulers import lsf_files
 from hpcwrap.schedulers.lsf_files import CONF, QUEUES, Place
 from hpcwrap.templates import make_engine
 from hpcwrap.textfile import read_text
-from hpcwrap.verbs import setup_helper, setup_host
+from hpcwrap.verbs import setup_helper, setup_host, setup_sweep
 
 FILES = lsf_files.FILES
 AFTERWARDS = "have LSF read them, by `badmin reconfig`"
@@ -47,7 +47,7 @@ def load_site(config_file: Optional[str]) -> Site:
 
 
 def install(config_file: Optional[str]) -> Iterator[str]:
-    """Build the C parts, install the settings, have the helper listen, write the esubs.
+    """Build the C parts, install the settings, have the helper listen, a timer sweep, write esubs.
 
     Yields a line for each step.  Raises HpcwrapError.
     """
@@ -55,6 +55,7 @@ def install(config_file: Optional[str]) -> Iterator[str]:
     need_servers(lsf_files.find_place(os.environ))
     yield from setup_host.prepare(config_file)
     yield setup_helper.install()
+    yield setup_sweep.install()
     yield write_table(config_file)
 
 
