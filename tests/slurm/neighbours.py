@@ -29,8 +29,8 @@ def switched_on(site: Site, lines: Sequence[str], files: Dict[str, str]) -> Iter
     for name, text in {"slurm.conf+": "".join(f"{line}\n" for line in lines), **files}.items():
         words = ["tee", "-a"] if name.endswith("+") else ["tee"]
         site.need("cluster", "exec", "ctl", *words, f"{ETC}/{name.rstrip('+')}", stdin=text)
-    site.need("cluster", "restart")
     try:
+        site.need("cluster", "restart")
         yield site
     finally:
         script(site, "ctl", f"rm -rf {ETC}/*; cp -a {kept}/. {ETC}; rm -r {kept}")

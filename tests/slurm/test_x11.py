@@ -1,0 +1,57 @@
+"""Slurm's X11 forwarding: a program inside finds its display, and the way there."""
+
+from __future__ import annotations
+
+import re
+from typing import Iterator, Tuple
+
+import pytest
+from neighbours import script, switched_on
+from site_tools import Site
+
+pytestmark = pytest.mark.slurm
+
+DISPLAY = "localhost:99"
+COOKIE = "0123456789abcdef0123456789abcdef"
+
+# No X server is needed to see that bytes arrive: what connects to the display is answered.
+ANSWER = """
+import os, socket
+listener = socket.create_server(("127.0.0.1", 6099))
+if os.fork() == 0:
+    os.setsid()
+    for number in (0, 1, 2):
+        os.dup2(os.open("/dev/null", os.O_RDWR), number)
+    listener.settimeout(300)
+    for _ in range(2):
+        connection = listener.accept()[0]
+        connection.sendall(b"display\\n")
+        connection.close()
+"""
+
+ASK = """
+echo display=$DISPLAY
+grep -c MIT-MAGIC-COOKIE-1 "$XAUTHORITY"
+number=${DISPLAY#*:}
+exec 3<>/dev/tcp/localhost/$((6000 + ${number%.*}))
+head -n 1 <&3
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forwarding(site: Site) -> Iterator[None]:
+    """X11 forwarding, which needs proctrack/cgroup, and a display on the submit host for alice."""
+    lines = ("PrologFlags=Alloc,X11", "ProctrackType=proctrack/cgroup")
+    with switched_on(site, lines, {"cgroup.conf": "CgroupPlugin=cgroup/v1\n"}):
+        script(site, "ctl", f"python3 -c '{ANSWER}'")
+        site.need("cluster", "as", "alice", "xauth", "add", DISPLAY, ".", COOKIE)
+        yield
+    site.alice("rm", "-f", ".Xauthority")
+
+
+@pytest.mark.parametrize("where", [(), ("--container=debian-12",)], ids=["host", "container"])
+def test_a_program_reaches_its_display(site: Site, where: Tuple[str, ...]) -> None:
+    command = ("srun", "--x11", *where, "bash", "-c", ASK)
+    ran = site.alice("env", f"DISPLAY={DISPLAY}.0", *command)
+    assert ran.code == 0, ran.stderr
+    assert re.fullmatch(r"display=localhost:\d+\.0\n1\ndisplay\n", ran.stdout)
