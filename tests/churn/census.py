@@ -20,6 +20,9 @@ KEPT = {
 }
 """What /run/hpcwrap has from the first job on: of the node, of no job."""
 
+OVERLAY = "hpcwrap"
+"""The source of the overlay that is a container's root; it hides the squashfs below it."""
+
 Counts = Dict[str, List[str]]
 
 
@@ -51,10 +54,10 @@ def look_at_node(site: FourNodes, node: str, counts: Counts) -> None:
     found = list(processes_of(init))
     counts["process"] += named(node, (f"{pid} {name_of(pid)}" for pid in found))
     for pid in (init, *found):
-        for point, kind in mounts(pid):
+        for point, kind, source in mounts(pid):
             if kind == "nsfs" and pid == init:
                 counts["pin"].append(f"{node} {point}")
-            if kind == "squashfs":
+            if kind == "squashfs" or source == OVERLAY:
                 counts["image mount"].append(f"{node} {point} in process {pid}")
 
 
@@ -100,8 +103,9 @@ def is_daemon(pid: int, init: int) -> bool:
     return name_of(pid) in DAEMONS and int(parent) == init
 
 
-def mounts(pid: int) -> Iterator[Tuple[str, str]]:
-    """Mount points and kinds of file systems of a process's mount namespace."""
+def mounts(pid: int) -> Iterator[Tuple[str, str, str]]:
+    """Mount points, kinds of file systems and sources of a process's mount namespace."""
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines():
-            yield line.split()[4], line.partition(" - ")[2].split()[0]
+            kind, source = line.partition(" - ")[2].split()[:2]
+            yield line.split()[4], kind, source

@@ -136,9 +136,14 @@ def deal_one(chance: random.Random, number: int) -> Work:
 
 
 def deal_blows(chance: random.Random, jobs: int) -> Sequence[Blow]:
-    """Blows at random moments, of each kind at least one."""
+    """Blows at random moments, of each kind at least one; in the last fifth, all may recover."""
     return [
-        Blow(chance.randint(1, jobs), kind, chance.uniform(0, DELAYS.get(kind, 0)), chance.random())
+        Blow(
+            chance.randint(1, jobs * 4 // 5),
+            kind,
+            chance.uniform(0, DELAYS.get(kind, 0)),
+            chance.random(),
+        )
         for kind, each in BLOWS.items()
         for _ in range(max(1, jobs // each))
     ]

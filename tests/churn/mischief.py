@@ -128,8 +128,8 @@ def descendants(roots: Iterable[int]) -> List[int]:
 def children(pid: int) -> List[int]:
     """The children of all threads of a process (proc_tid_children(5))."""
     found: List[int] = []
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(FileNotFoundError, ProcessLookupError):
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for path in Path(f"/proc/{pid}/task").glob("*/children"):
             found += map(int, path.read_text().split())
     return found
 
