@@ -7,6 +7,7 @@
  *                                                      read the record, open the namespaces
  *                                user_init             as the user: note the working directory
  *                                task_init_privileged  a rank, last thing as root: limits, join
+ *                                task_post_fork        root again, beside it: the cgroups are there
  *                                task_init             the rank, as the user: environment
  *
  * Slurm drains the node when a hook before task_init fails (slurmctld proc_req.c, "batch job
@@ -43,6 +44,7 @@ int slurm_spank_init(spank_t spank, int count, char **arguments);
 int slurm_spank_init_post_opt(spank_t spank, int count, char **arguments);
 int slurm_spank_user_init(spank_t spank, int count, char **arguments);
 int slurm_spank_task_init_privileged(spank_t spank, int count, char **arguments);
+int slurm_spank_task_post_fork(spank_t spank, int count, char **arguments);
 int slurm_spank_task_init(spank_t spank, int count, char **arguments);
 #pragma GCC visibility pop
 
@@ -284,6 +286,8 @@ int slurm_spank_user_init(spank_t spank, int count, char **arguments)
     /* task/cgroup has moved slurmstepd into the step's cgroups by now (mgr.c, task_g_pre_setuid). */
     if (spank_get_item(spank, S_JOB_ID, &job) == ESPANK_SUCCESS)
         view_note_cgroups(&step.view, job);
+    if (!view_prepare(&step.view))
+        snprintf(step.error, sizeof step.error, "cannot make a pipe: %m");
     return 0;
 }
 
@@ -314,6 +318,17 @@ int slurm_spank_task_init_privileged(spank_t spank, int count, char **arguments)
     clock_gettime(CLOCK_MONOTONIC, &after);
     step.microseconds = (after.tv_sec - before.tv_sec) * 1000000L +
                         (after.tv_nsec - before.tv_nsec) / 1000;
+    return 0;
+}
+
+int slurm_spank_task_post_fork(spank_t spank, int count, char **arguments)
+{
+    static uint32_t forked;
+    uint32_t ranks;
+    (void)count, (void)arguments;
+    if (step.wanted && spank_get_item(spank, S_JOB_LOCAL_TASK_COUNT, &ranks) == ESPANK_SUCCESS &&
+        ++forked == ranks)
+        view_begin(&step.view);
     return 0;
 }
 

@@ -6,6 +6,8 @@
 #include <linux/magic.h>
 #include <linux/mount.h>
 #include <linux/openat2.h>
+#include <poll.h>
+#include <sched.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
@@ -19,6 +21,9 @@ enum { OPEN_TREE = 428, MOVE_MOUNT = 429, OPENAT2 = 437, MOUNT_SETATTR = 442 };
 
 /* Those that job_container.conf(5) names in its example, and what is private without being named. */
 static const char *const DIRECTORIES[VIEW_DIRECTORIES] = {"/tmp", "/var/tmp", "/dev/shm"};
+
+/* Milliseconds until a rank goes on without a cgroup namespace. */
+enum { PATIENCE = 5000 };
 
 static const char CGROUPS[] = "/sys/fs/cgroup";
 static const char HIERARCHIES[] = "/.hpcwrap/cgroup";
@@ -67,14 +72,19 @@ void view_note_cgroups(struct view *view, uint32_t job)
         note_line(view, line, job);
 }
 
-/* The links that the prolog made, in a file system that only root writes to; -1: they are not
- * there.  No link of the image's may lead root elsewhere. */
-static int open_links(void)
+/* No link of the image's may lead root elsewhere. */
+static int open_directory(const char *path)
 {
     struct open_how how = {.flags = O_PATH | O_DIRECTORY | O_CLOEXEC, .resolve = RESOLVE_NO_SYMLINKS};
+    return (int)syscall(OPENAT2, AT_FDCWD, path, &how, sizeof how);
+}
+
+/* The links that the prolog made, in a file system that only root writes to; -1: none. */
+static int open_links(void)
+{
     struct statfs status;
     struct stat owner;
-    int fd = (int)syscall(OPENAT2, AT_FDCWD, CGROUPS, &how, sizeof how);
+    int fd = open_directory(CGROUPS);
     if (fd >= 0 && fstatfs(fd, &status) == 0 && status.f_type == TMPFS_MAGIC &&
         fstat(fd, &owner) == 0 && owner.st_uid == 0 && !(owner.st_mode & (S_IWGRP | S_IWOTH)))
         return fd;
@@ -95,7 +105,7 @@ static void set_link(int links, const char *name, const char *target)
         unlinkat(links, temporary, 0);
 }
 
-static void show_limits(const struct view *view)
+static void show_links(const struct view *view)
 {
     int links = view->hierarchies ? open_links() : -1;
     if (links < 0)
@@ -104,6 +114,70 @@ static void show_limits(const struct view *view)
         if (view->job[i].names[0])
             set_link(links, view->job[i].names, view->job[i].target);
     close(links);
+}
+
+/* A lock of the process's, for ranks share their descriptors. */
+static bool be_alone(int lock, short how)
+{
+    struct flock range = {.l_type = how, .l_whence = SEEK_SET};
+    return fcntl(lock, F_SETLKW, &range) == 0;
+}
+
+/* Version 2 alone: its one hierarchy is the job's from the job's cgroup on, which a later step may
+ * have had made anew.  False when there is nothing to do. */
+static bool is_to_mount(const struct view *view, int *source, int *target)
+{
+    struct stat wanted, now;
+    *source = open_directory(view->job[0].target);
+    *target = open_directory(CGROUPS);
+    return *source >= 0 && *target >= 0 && fstat(*source, &wanted) == 0 &&
+           fstat(*target, &now) == 0 && wanted.st_dev == now.st_dev && wanted.st_ino != now.st_ino;
+}
+
+static void mount_unified(const struct view *view, int lock)
+{
+    int source, target;
+    if (is_to_mount(view, &source, &target) && be_alone(lock, F_WRLCK)) {
+        close(source);
+        close(target);
+        if (is_to_mount(view, &source, &target)) {
+            int tree = (int)syscall(OPEN_TREE, source, "",
+                                    OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH);
+            syscall(MOVE_MOUNT, tree, "", target, "",
+                    MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH);
+            close(tree);
+        }
+        be_alone(lock, F_UNLCK);
+    }
+    close(source);
+    close(target);
+}
+
+bool view_prepare(struct view *view)
+{
+    return !view_is_unified(view) || pipe2(view->forked, O_CLOEXEC) == 0;
+}
+
+void view_begin(struct view *view)
+{
+    if (view_is_unified(view))
+        close(view->forked[1]);
+}
+
+/* The rank's own cgroup becomes / in /proc/self/cgroup, and slurmstepd moves it there only now: so it
+ * waits, as it would for its parent a moment later (mgr.c, _exec_wait_child_wait_for_parent). */
+static void root_cgroup(const struct view *view)
+{
+    struct pollfd end = {.fd = view->forked[0]};
+    close(view->forked[1]);
+    if (poll(&end, 1, PATIENCE) > 0)
+        unshare(CLONE_NEWCGROUP);
+    close(view->forked[0]);
+}
+
+bool view_is_unified(const struct view *view)
+{
+    return view->hierarchies == 1 && view->job[0].names[0] == '\0';
 }
 
 /* ---- the directories ---- */
@@ -172,17 +246,19 @@ static bool place(const struct view *view, int number)
 
 const char *view_show(const struct view *view, int lock)
 {
-    struct flock alone = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
     const char *missed = NULL;
-    show_limits(view);
+    if (view_is_unified(view))
+        mount_unified(view, lock);
+    else
+        show_links(view);
     for (int i = 0; i < VIEW_DIRECTORIES; i++)
         if (view->directory[i].tree >= 0) {
-            /* A lock of the process's, for ranks share their descriptors. */
-            if (fcntl(lock, F_SETLKW, &alone) < 0 || !place(view, i))
+            if (!be_alone(lock, F_WRLCK) || !place(view, i))
                 missed = DIRECTORIES[i];
+            be_alone(lock, F_UNLCK);
             close(view->directory[i].tree);
         }
-    alone.l_type = F_UNLCK;
-    fcntl(lock, F_SETLK, &alone);
+    if (view_is_unified(view))
+        root_cgroup(view);
     return missed;
 }

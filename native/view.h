@@ -6,6 +6,7 @@
 #ifndef HPCWRAP_VIEW_H
 #define HPCWRAP_VIEW_H
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
 
@@ -22,6 +23,7 @@ struct view {
         ino_t inode; /* of the host's directory; 0 = not there */
         int tree;    /* the job's own mounts on it, -1 = it has none */
     } directory[VIEW_DIRECTORIES];
+    int forked[2]; /* a pipe that ends when all ranks are in their cgroups */
 };
 
 /* On the host, before any namespace is joined: see which directories are the host's. */
@@ -29,6 +31,13 @@ void view_look(struct view *view);
 
 /* In the job's cgroup: note where that is. */
 void view_note_cgroups(struct view *view, uint32_t job);
+
+/* Whether the host has cgroups of version 2 alone, and the job one of them. */
+bool view_is_unified(const struct view *view);
+
+/* In slurmstepd, before it forks the first rank, and when the last is in its cgroup. */
+bool view_prepare(struct view *view);
+void view_begin(struct view *view);
 
 /* In the namespaces that the scheduler gave to the rank: take the job's own directories along.
  * NULL, or the one that could not be taken. */

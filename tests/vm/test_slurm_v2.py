@@ -5,7 +5,7 @@ from vm import Slurm, Vm
 
 pytestmark = pytest.mark.vm
 
-OWN = "/sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup)"
+STEP = "/sys/fs/cgroup/step_0/user"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -15,16 +15,31 @@ def environment(vm: Vm) -> None:
 
 
 def test_a_rank_is_in_the_steps_cgroup(slurm: Slurm) -> None:
-    done = slurm.srun("slurm", "cat /etc/os-release /proc/self/cgroup")
-    image, cgroup = done.stdout.splitlines()
-    assert "made in the machine" in image
-    assert cgroup.startswith("0::/system.slice/vm_slurmstepd.scope/job_")
+    ask = f"cat /etc/os-release; grep -cx $$ {STEP}/task_0/cgroup.procs"
+    done = slurm.srun("slurm", ask)
+    assert done.stdout.splitlines() == ["PRETTY_NAME='made in the machine'", "1"], done.stderr
 
 
 def test_the_steps_limits_are_seen_inside(slurm: Slurm) -> None:
-    step = f"{OWN}/.."
-    done = slurm.srun("slurm", f"cat {step}/memory.max; nproc; cat {step}/cpuset.cpus.effective")
+    done = slurm.srun("slurm", f"cat {STEP}/memory.max; nproc; cat {STEP}/cpuset.cpus.effective")
     assert done.stdout.splitlines() == [str(64 << 20), "1", "0"], done.stderr
+
+
+def test_the_jobs_cgroup_is_the_top_of_all_that_is_seen(slurm: Slurm) -> None:
+    """As JVMs up to 23 look: the mount, and the own cgroup below it, none of those between."""
+    ask = "cat /proc/self/cgroup /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpuset.cpus.effective"
+    done = slurm.srun("slurm", ask)
+    assert done.stdout.splitlines() == ["0::/", str(64 << 20), "0"], done.stderr
+
+
+def test_each_rank_and_step_of_a_job_sees_them(vm: Vm, slurm: Slurm) -> None:
+    """The first rank mounts it, for all of them; the second step has less than the job."""
+    ask = "cat /proc/self/cgroup /sys/fs/cgroup/memory.max"
+    steps = f"srun -n2 sh -c '{ask}'; srun -n1 --mem=32 sh -c '{ask}'"
+    user = "setpriv --reuid=alice --regid=alice --init-groups"
+    options = "--wait --quiet -n2 --mem=64 --container=slurm --output=/tmp/steps-of-alice"
+    done = vm.need(f'cd /tmp && {user} sbatch {options} --wrap "{steps}"; cat /tmp/steps-of-alice')
+    assert done.split() == ["0::/", str(64 << 20)] * 3
 
 
 def test_the_limit_holds_and_slurm_tells_of_it(slurm: Slurm) -> None:
