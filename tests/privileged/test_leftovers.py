@@ -181,6 +181,27 @@ def test_a_job_of_which_slurm_says_nothing_is_left_alone(
     assert node.jobs == [RUNNING, "2"]
 
 
+def test_a_job_of_pbs_that_its_mom_does_not_have(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pbs_mom makes the file of a job a while after the directory."""
+    monkeypatch.setenv("PBS_CONF_FILE", str(tmp_path / "pbs.conf"))
+    (tmp_path / "pbs.conf").write_text(f"PBS_HOME={tmp_path}/pbs\n")
+    known = tmp_path / "pbs" / "mom_priv" / "jobs"
+    known.mkdir(parents=True)
+    (known / "7.server.JB").touch()
+    for name in ("7.server", "8.server", "9.server"):
+        place = place_of(f"pbs-{name}")
+        os.makedirs(place.namespaces)
+        os.utime(place.directory, None if name == "9.server" else (0, 0))
+    pbs = node._replace(scheduler="pbs")
+    assert found(pbs) == [("job", f"{paths.JOBS}/pbs-8.server")]
+    assert repaired(pbs) == [("job", f"{paths.JOBS}/pbs-8.server")]
+    assert pbs.jobs == [RUNNING, "pbs-7.server", "pbs-9.server"]
+    for name in ("7.server", "9.server"):
+        record.remove(place_of(f"pbs-{name}"))
+
+
 def test_a_job_whose_owners_are_gone(node: Node) -> None:
     place = place_of("local-5")
     os.makedirs(place.owners)
