@@ -114,6 +114,8 @@ def test_of_two_callers_none_gets_at_the_others(pool: HtCondor) -> None:
         assert entered.code == 125
         assert "uid" not in entered.stdout
         assert ask(pool, "bob", {**message(), "do": "release"})["released"] is False
+        assert ask(pool, "bob", {**message(), "do": "find"})["directory"] is None
+        assert ask(pool, "alice", {**message(), "do": "find"})["directory"] == place
         with Held(pool, "bob", message()) as other:
             assert other["directory"] == place.replace("-u2001", "-u2002")
         again = pool.tool("cluster", *words("alice", ENTER, place, "--", "id", "-u"))
