@@ -61,7 +61,7 @@ def detach(device: str) -> bool:
 def leases(node: Node) -> Iterator[Leftover]:
     """Leases of this node's jobs that are gone.
 
-    A prolog takes its lease before it makes the job's directory, and has the job's turn meanwhile.
+    A prolog has the job's turn, and makes its directory, before it takes the lease.
     """
     host = os.uname().nodename
     names = {host, host.partition(".")[0]}

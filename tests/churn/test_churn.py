@@ -10,7 +10,7 @@ from fournodes import FourNodes
 
 pytestmark = pytest.mark.slurm
 
-JOBS = 120
+JOBS = 90
 SEED = int(os.environ.get("HPCWRAP_CHURN_SEED", "6"))
 
 
