@@ -14,6 +14,7 @@ from clusterlib.processes import node_pid
 
 from imagelib import cache
 from imagelib.commands import run
+from imagelib.libcs import LIBCS
 from imagelib.mpirun import MPIRUN_12
 from imagelib.recipes import BUSYBOX_1, DEBIAN_12, RECIPES, Recipe
 from imagelib.suites import SUITES
@@ -22,7 +23,8 @@ from imagelib.synthetic import SYNTHETIC
 EPILOG = """\
 The images: debian-12 (Debian 12 with Open MPI, three layers) and busybox-1 (two tiny layers), both
 made from Debian packages of the mirror that this machine's apt uses; mpirun-12 (Open MPI, MPICH,
-OpenSSH, numpy); openmpi-13 and mpich-12 (one MPI's libraries, of Debian 13 and 12); and synthetic
+OpenSSH, numpy); openmpi-13 and mpich-12 (one MPI's libraries, of Debian 13 and 12); musl-1 and
+sid-1 (busybox with musl; a shell with Debian's newest glibc); and synthetic
 (3 GiB in 20 layers, made of nothing, for the benchmarks).  For example:
 
   tools/image build                        debian-12, unless it is in the cache
@@ -31,7 +33,8 @@ OpenSSH, numpy); openmpi-13 and mpich-12 (one MPI's libraries, of Debian 13 and 
   skopeo inspect oci:$(tools/image path debian-12)
 """
 
-IMAGES = {**RECIPES, **SUITES, **{recipe.name: recipe for recipe in (MPIRUN_12, SYNTHETIC)}}
+OTHERS = {recipe.name: recipe for recipe in (MPIRUN_12, SYNTHETIC)}
+IMAGES = {**RECIPES, **SUITES, **LIBCS, **OTHERS}
 
 
 def main(argv: Sequence[str]) -> int:
