@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from pathlib import Path
 from typing import Iterator
 
@@ -45,11 +44,12 @@ LINES = (
 
 
 def build_neighbour(site: Site, name: str) -> str:
-    """Compile the other plugin under a name; where it is on all nodes."""
-    made = Path(site.state, "shared", f"{name}.so")
-    words = ["cc", "-shared", "-fPIC", f"-DNAME={name}", "-o", str(made)]
-    subprocess.run([*words, str(HERE / "neighbour.c")], check=True)
-    return f"/shared/{name}.so"
+    """Compile the other plugin under a name for the Slurm of the nodes; where all see it."""
+    source = (HERE / "neighbour.c").read_text()
+    site.need("cluster", "exec", "ctl", "tee", f"/shared/{name}.c", stdin=source)
+    made = f"/shared/{name}.so"
+    script(site, "ctl", f"cc -shared -fPIC -DNAME={name} -o {made} /shared/{name}.c")
+    return made
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -67,7 +67,7 @@ def neighbours(site: Site) -> Iterator[None]:
         for node in NODES:
             script(site, node, f"hpcwrap run --user alice busybox-1 -- true; {STOP} {SLURMD}")
         yield
-    script(site, "ctl", "hpcwrap setup slurm --table; rm -f /shared/first.so /shared/last.so")
+    script(site, "ctl", "hpcwrap setup slurm --table; rm -f /shared/first.* /shared/last.*")
 
 
 # ---- job_container/tmpfs ----
