@@ -82,6 +82,11 @@ def pin(process: int, kind: str, path: str) -> bool:
     return True
 
 
+def is_pinned(path: str) -> bool:
+    """Whether a path leads to a namespace: by a bind mount, or to that of a holder process."""
+    return is_mount_point(path) or (os.path.islink(path) and os.path.exists(path))
+
+
 def unpin(path: str) -> None:
     """Drop a pin; nothing there is fine.  The kernel frees what no process uses any more."""
     unmount(path)

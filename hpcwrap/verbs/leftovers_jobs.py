@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Dict, FrozenSet, Iterator, List, Tuple
 
 from hpcwrap import epilog, owners, paths, sweep, usage
-from hpcwrap.container import cgroups, limits, namespaces
+from hpcwrap.container import cgroups, limits, namespaces, syscalls
 from hpcwrap.schedulers import pbs, slurm_status
 from hpcwrap.textfile import read_text
 from hpcwrap.verbs.leftover import Kind, Leftover, Node, is_at_work
@@ -166,25 +166,35 @@ def unmount(point: str) -> bool:
 
 
 def processes(_node: Node) -> Iterator[Leftover]:
-    """Processes in a container whose job is gone; what pins a namespace is looked up after them."""
-    found = {
-        namespace: members
+    """Processes in a container whose job is gone; which roots jobs have is looked up after them."""
+    found = [
+        (process, root)
         for namespace, members in usage.by_namespace().items()
-        if namespace != namespace_of("self", "mnt") and is_container(members[0].pid)
-    }
-    pinned = pinned_namespaces()
-    for namespace, members in found.items():
-        for process in members if namespace not in pinned else ():
-            if is_lost(process):
-                detail = f"{name_of(process)} is in a container whose job is gone"
-                where = f"process {process.pid}"
-                yield Leftover(where, "process", detail, partial(kill, process, namespace))
+        if namespace != namespace_of("self", "mnt")
+        for process in members
+        for root in [root_of(process.pid)]
+        if root and is_lost(process)
+    ]
+    living = living_roots() if found else frozenset()
+    for process, root in found:
+        if root not in living:
+            detail = f"{name_of(process)} is in a container whose job is gone"
+            yield Leftover(
+                f"process {process.pid}", "process", detail, partial(kill, process, root)
+            )
 
 
-def is_container(process: int) -> bool:
-    """Whether a process has the root that hpcwrap makes (container/operations.py, Root)."""
-    lines = [line.split() for line in read_text(f"/proc/{process}/mountinfo").splitlines()]
-    return any(words[4] == "/" and words[-3:-1] == ["overlay", "hpcwrap"] for words in lines)
+def root_of(process: int) -> str:
+    """The device of a process's root, if that is one that hpcwrap makes; else empty.
+
+    As proc_pid_mountinfo(5) has it.  It is one number for the overlay of a container, in whatever
+    mount namespaces its processes make for themselves (container/operations.py, Root).
+    """
+    for line in read_text(f"/proc/{process}/mountinfo").splitlines():
+        words = line.split()
+        if words[4] == "/" and words[-3:-1] == ["overlay", "hpcwrap"]:
+            return words[2]
+    return ""
 
 
 def is_lost(process: psutil.Process) -> bool:
@@ -215,24 +225,43 @@ def same_file(one: str, other: str) -> bool:
         return True
 
 
-def pinned_namespaces() -> FrozenSet[int]:
-    """Numbers of the mount namespaces of this node's jobs."""
-    found = []
-    with suppress(FileNotFoundError):
-        for name in os.listdir(paths.JOBS):
-            with suppress(OSError):
-                found.append(os.stat(paths.JobPaths(name, paths.JOBS).mount_namespace).st_ino)
-    return frozenset(found)
+def living_roots() -> FrozenSet[str]:
+    """The devices of the roots of this node's jobs.  Raises OSError where one cannot be seen."""
+    jobs = os.listdir(paths.JOBS) if os.path.isdir(paths.JOBS) else []
+    pins = [paths.JobPaths(job, paths.JOBS).mount_namespace for job in jobs]
+    return frozenset(root_behind(pin) for pin in pins if namespaces.is_pinned(pin))
 
 
-def kill(process: psutil.Process, namespace: int) -> bool:
-    """Kill a process that is still in the namespace, if no job has that still."""
-    if namespace_of(process.pid, "mnt") != namespace or namespace in pinned_namespaces():
+def root_behind(pin: str) -> str:
+    """The device of the root in a mount namespace; a child looks, for nobody comes back from there.
+
+    Raises OSError.
+    """
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with suppress(OSError):
+            syscalls.setns(os.open(pin, os.O_RDONLY), syscalls.CLONE_NEWNS)
+            device = os.stat("/").st_dev
+            os.write(writing, f"{os.major(device)}:{os.minor(device)}".encode())
+        os._exit(0)
+    os.close(writing)
+    with open(reading, encoding="ascii") as file:
+        found = file.read()
+    os.waitpid(child, 0)
+    if not found and namespaces.is_pinned(pin):
+        raise OSError(f"cannot look into the mount namespace {pin}")
+    return found
+
+
+def kill(process: psutil.Process, root: str) -> bool:
+    """Kill a process that still has the root, if no job has that."""
+    if root_of(process.pid) != root or root in living_roots():
         return False
     with suppress(*usage.gone()):
         process.kill()
         process.wait(limits.PATIENCE)
-    return namespace_of(process.pid, "mnt") != namespace
+    return root_of(process.pid) != root
 
 
 def lost_cgroups(node: Node) -> Iterator[Leftover]:

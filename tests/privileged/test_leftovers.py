@@ -287,6 +287,30 @@ def test_a_process_in_a_container_whose_job_is_gone(node: Node, make: Make) -> N
     child.wait(10)
 
 
+def test_a_process_that_made_a_mount_namespace_of_its_own_inside_is_the_jobs(
+    node: Node, running: Container
+) -> None:
+    """A sandbox in a running job, say: nobody has pinned that."""
+    ready, told = os.pipe()
+    child = os.fork()
+    if child == 0:
+        own = os.open(running.place.mount_namespace, os.O_RDONLY)
+        syscalls.setns(own, syscalls.CLONE_NEWNS)
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        os.write(told, b"1")
+        # As another program: ours is taken for a builder.
+        os.execv("/bin/sleep", ["sleep", "100"])
+    try:
+        assert os.read(ready, 1) == b"1"
+        assert eventually(lambda: Path(f"/proc/{child}/comm").read_text() == "sleep\n")
+        assert found(node) == []
+        assert list(leftovers.repair(node)) == []
+        assert os.waitpid(child, os.WNOHANG) == (0, 0)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
 def test_a_process_that_holds_a_namespace_of_no_job(
     node: Node, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
