@@ -16,7 +16,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Sequence, Tuple
+from typing import Dict, List, Mapping, NamedTuple, Sequence, Tuple
 
 HERE = Path(__file__).resolve().parent
 for place in ("", "..", "../slurm", "../../tools"):
@@ -152,33 +152,34 @@ class Churn:
 
     def report(self) -> Report:
         """All counts; nothing is repaired before they are taken."""
-        broken = self.last_job()
+        last = self.last_job()
         self.settle()
-        left, drained, doctor = census.take(self.site), self.site.drained(), self.findings()
-        rows = by_number(self.rows)
         outputs = self.site.outputs()
-        broken += [
-            fault
-            for work in self.deck.works
-            for fault in faults(work, rows.get(work.number, []), outputs.get(work.number, []))
-        ]
-        broken += self.wrongly_let_in()
         lines = [line for each in outputs.values() for line in each]
         return Report(
             seed=self.seed,
             jobs=count(self.deck.works),
             seconds=round(time.monotonic() - self.began, 1),
             kinds=Counter(work.kind for work in self.deck.works for _ in range(work.jobs)),
-            states=Counter(row.state for each in rows.values() for row in each),
+            states=Counter(row.state for row in self.rows),
             blows=self.blows,
-            marks=Counter(mark for mark in marks(lines)),
-            sentences=Counter(sentence for sentence in sentences(lines)),
+            marks=Counter(marks(lines)),
+            sentences=Counter(sentences(lines)),
             peak=self.peak,
-            left=left,
-            drained=drained,
-            doctor=doctor,
-            broken=broken,
+            left=census.take(self.site),
+            drained=self.site.drained(),
+            doctor=self.findings(),
+            broken=[*last, *self.wrongly_let_in(), *self.broken_promises(outputs)],
         )
+
+    def broken_promises(self, outputs: Mapping[int, List[str]]) -> List[str]:
+        """What went wrong with the jobs, by what Slurm says of them and what they wrote."""
+        rows = by_number(self.rows)
+        return [
+            fault
+            for work in self.deck.works
+            for fault in faults(work, rows.get(work.number, []), outputs.get(work.number, []))
+        ]
 
     def settle(self) -> None:
         """Wait for what ends by itself."""

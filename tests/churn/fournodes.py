@@ -73,6 +73,9 @@ ENVIRONMENTS = {
 QUEUE = ["squeue", "-a", "-r", "-h", "-t", "all", "-o", "%i|%T|%r|%j|%M"]
 
 
+UNFIT = re.compile(r"drain|down|fail|error|unknown|\*$")
+
+
 class Row(NamedTuple):
     """A job as squeue(1) has it, each of an array; long after its end, too."""
 
@@ -170,9 +173,9 @@ class FourNodes(Site):
         return [each for each in bad if not re.search(r"hpcwrap-[a-z]", each["file"])]
 
     def drained(self) -> List[str]:
-        """Nodes that are not as they were, and why."""
+        """Nodes that take no jobs any more, and why (sinfo(1), NODE STATE CODES)."""
         lines = self.run("ctl", "sinfo", "-h", "-N", "-p", "main", "-o", "%N|%T|%E").splitlines()
-        return [line for line in lines if line.split("|")[1] not in ("idle", "mixed", "allocated")]
+        return [line for line in lines if UNFIT.search(line.split("|")[1])]
 
 
 def submission(work: Work) -> str:
