@@ -10,7 +10,7 @@ from cluster_site import NODES
 from driver import Ask, Driver
 
 SCHEDULERS = [
-    pytest.param(name, marks=getattr(pytest.mark, name)) for name in ("gridengine", "lsf")
+    pytest.param(name, marks=getattr(pytest.mark, name)) for name in ("gridengine", "pbs", "lsf")
 ]
 IMAGES = {"mpirun-12": "image", "debian-12": "host"}
 """Images, and whose sshd it is; the latter has none."""
@@ -39,11 +39,12 @@ def ready(driver: Driver) -> Iterator[Driver]:
     driver.need("image", "push", "mpirun-12")
     driver.add_environment("mpirun-12", "image: registry:5000/mpirun-12:latest\n")
     wanted = [path for path in (SSHD, LIBRARY) if driver.root("n1", "ls", path).code != 0]
-    if wanted:
-        driver.run(Ask(f"cp {' '.join(wanted)} /home/alice\n", "mpirun-12"))
+    copied = driver.run(Ask(f"cp -v {SSHD} {LIBRARY} /home/alice\n", "mpirun-12"))
+    assert copied.code == 0, copied.said
     for node in NODES:
         for path in wanted:
-            driver.root(node, "cp", f"/home/alice/{path.rpartition('/')[2]}", path)
+            copy = f"/home/alice/{path.rpartition('/')[2]}"
+            assert driver.root(node, "install", "-m", "755", copy, path).code == 0
     yield driver
     for node in NODES:
         driver.root(node, "rm", "-f", *wanted)
