@@ -4,6 +4,7 @@
 #include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <sched.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -12,11 +13,12 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 static const char MAGIC[] = "hpcwrap-entry-1";
 static const char MARK[] = "HPCWRAP_CONTAINER";
-enum { LARGEST = 1 << 20 };
+enum { LARGEST = 1 << 20, NSFS = 0x6e736673 /* linux/magic.h */ };
 
 enum verb { CONTAINER, USER_NAMESPACE, MOUNT_NAMESPACE, CGROUP_NAMESPACE, WORKDIR, RLIMIT, DEFAULT,
             PATH, SET, UNSET, PREPEND, APPEND, RENUMBER, NOTE, END };
@@ -116,11 +118,25 @@ static bool changes_variable(enum verb verb)
            verb == RENUMBER;
 }
 
+/* A pin of a mount namespace is not copied into others (namespaces(7)): where Slurm has started
+ * slurmstepd in one of its own (job_container.conf, EntireStepInNS), an empty file is in its place. */
+static int open_pin(const char *path)
+{
+    char hosts[PATH_MAX];
+    struct statfs status;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || (fstatfs(fd, &status) == 0 && status.f_type == NSFS))
+        return fd;
+    close(fd);
+    snprintf(hosts, sizeof hosts, "%s%s", ENTER_HOST, path);
+    return open(hosts, O_RDONLY | O_CLOEXEC);
+}
+
 static int open_namespace(int *fd, const char *path, char *error)
 {
     if (*fd >= 0)
         return fail(error, "cannot read the record of the container: it names two namespaces");
-    *fd = open(path, O_RDONLY | O_CLOEXEC);
+    *fd = open_pin(path);
     if (*fd < 0)
         return fail(error, "cannot open the container's namespace %s: %s", path, strerror(errno));
     return 0;

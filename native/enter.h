@@ -13,6 +13,9 @@
 
 enum { ENTER_ERROR_SIZE = 1024 };
 
+/* The host's own root, for those who have root's rights. */
+#define ENTER_HOST "/proc/1/root"
+
 struct entry {
     char *text;            /* the whole file; the strings below point into it */
     const char *first;     /* its first instruction */

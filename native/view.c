@@ -1,6 +1,8 @@
 #define _GNU_SOURCE
 #include "view.h"
 
+#include "enter.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/magic.h>
@@ -186,7 +188,9 @@ void view_look(struct view *view)
 {
     struct stat status;
     for (int i = 0; i < VIEW_DIRECTORIES; i++) {
-        bool found = stat(DIRECTORIES[i], &status) == 0;
+        char path[64];
+        snprintf(path, sizeof path, "%s%s", ENTER_HOST, DIRECTORIES[i]);
+        bool found = stat(path, &status) == 0;
         view->directory[i].device = found ? status.st_dev : 0;
         view->directory[i].inode = found ? status.st_ino : 0;
         view->directory[i].tree = -1;

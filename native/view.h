@@ -26,7 +26,7 @@ struct view {
     int forked[2]; /* a pipe that ends when all ranks are in their cgroups */
 };
 
-/* On the host, before any namespace is joined: see which directories are the host's. */
+/* As root: see which directories are the host's. */
 void view_look(struct view *view);
 
 /* In the job's cgroup: note where that is. */

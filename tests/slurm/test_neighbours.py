@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Iterator
@@ -29,6 +30,8 @@ BUNDLE = {
     "mounts": [],
 }
 JOB_CONTAINER_CONF = "AutoBasePath=true\nBasePath=/var/lib/jobs\n"
+if os.environ.get("HPCWRAP_SLURM", "22.05") != "22.05":
+    JOB_CONTAINER_CONF += "EntireStepInNS=true\n"
 # Slurm pins its namespace by a bind mount, which recent kernels refuse to one that was made on the
 # wrong CPU (docs/decisions/0040): hpcwrap tries them all, Slurm has the one that its slurmd is on.
 STOP = """
