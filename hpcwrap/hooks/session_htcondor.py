@@ -47,18 +47,26 @@ def open_session(variables_file: str, environ: Mapping[str, str]) -> int:
 
     Raises UserError where the job's container is not there: nothing of it runs on the host.
     """
-    if not os.path.exists(os.path.join(environ.get("_CONDOR_SCRATCH_DIR", ""), MARK)):
+    ad = read_ad(environ.get("_CONDOR_JOB_AD", ""))
+    if "clusterid" not in ad:
+        raise UserError("cannot open a session: the job's ad is not there")
+    asked = next((ad[name] for name in IMAGE_ATTRIBUTES if ad.get(name)), "")
+    if asked in ("", NONE) and not came_by_knob(environ):
         variables = job_variables(environ, environ.get("HOME", ""))
         return execute_on_host([HOST_SETUP, variables_file], variables)
-    ad = read_ad(environ.get("_CONDOR_JOB_AD", ""))
     variables = job_variables(environ, home(environ))
     change_directory(environ)
     command = ["/bin/sh", "-c", SHELL, "sh", *asked_for(environ)]
-    if NONE in (ad.get(name) for name in IMAGE_ATTRIBUTES):
+    if asked == NONE:
         return execute_on_host(command, variables)
     container = find_container(environ)
     end_placeholder(ad, environ)
     return run.execute([paths.enter_program(), *container, "--", *command], variables)
+
+
+def came_by_knob(environ: Mapping[str, str]) -> bool:
+    """Whether the starter ran the job by us; with a default of the pool all of them."""
+    return os.path.exists(os.path.join(environ.get("_CONDOR_SCRATCH_DIR", ""), MARK))
 
 
 def asked_for(environ: Mapping[str, str]) -> List[str]:

@@ -207,17 +207,34 @@ def test_a_session_without_the_container_is_refused(
         session_htcondor.open_session("env.sh", {**session, "_CONDOR_JOB_PIDS": process})
 
 
-def test_a_session_of_a_job_on_the_host_is_htcondors(session: Dict[str, str]) -> None:
+def name_image(session: Dict[str, str], text: str) -> None:
+    with open(session["_CONDOR_JOB_AD"], "w", encoding="utf-8") as ad:
+        ad.write(f"ClusterId = 12\nProcId = 3\n{text}\n")
+
+
+@pytest.mark.parametrize("text", ["", 'Container = "none"'])
+def test_a_session_of_a_job_on_the_host_is_htcondors(session: Dict[str, str], text: str) -> None:
+    name_image(session, text)
     words = session_htcondor.open_session("env.sh", {**session, "_CONDOR_SCRATCH_DIR": "/no"})
     kind, words, variables = cast(Any, words)
     assert (kind, words) == ("host", [session_htcondor.HOST_SETUP, "env.sh"])
     assert variables["HOME"] == "/home/alice"
 
 
+@pytest.mark.parametrize("change", [{"_CONDOR_SCRATCH_DIR": "/no"}, {"_CONDOR_JOB_AD": "/no"}])
+def test_nothing_that_is_not_there_leads_to_the_host(
+    session: Dict[str, str], monkeypatch: pytest.MonkeyPatch, change: Dict[str, str]
+) -> None:
+    """The job names a container, and one of ContainerImage's is not the one that counts."""
+    name_image(session, 'Container = "debian-12"\nContainerImage = "none"')
+    let_helper_say(monkeypatch, None)
+    with pytest.raises(UserError, match="cannot open a session"):
+        session_htcondor.open_session("env.sh", {**session, **change})
+
+
 def test_a_session_of_a_job_that_wants_no_container(session: Dict[str, str]) -> None:
     """In a pool with a default it comes by the knob, too."""
-    with open(session["_CONDOR_JOB_AD"], "a", encoding="utf-8") as ad:
-        ad.write('Container = "none"\n')
+    name_image(session, 'Container = "none"')
     kind, words, _ = cast(Any, session_htcondor.open_session("env.sh", session))
     assert (kind, words[-2:]) == ("host", ["/bin/zsh", ""])
 
