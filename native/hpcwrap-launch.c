@@ -26,6 +26,9 @@ static const char SETTINGS[] = "/.hpcwrap/launcher";
 static const char FLAGS[] = "1246AaCGgKkMNqsTtVvXxYy";
 static const char USAGE[] = "usage: hpcwrap-launch [OPTION...] [USER@]HOST COMMAND...";
 static const char WITH_ARGUMENT[] = "BbcDEeFIiJLmOopPQRSWw";
+/* From 23.11 on Slurm has Hydra say this to its launcher, whichever it is, as an argument of srun's
+ * (HYDRA_LAUNCHER_EXTRA_ARGS). */
+static const char OF_SRUN[] = "--external-launcher";
 enum { FAILED = 255, LARGEST = 1 << 26, MOST_WORDS = 64 };
 
 struct request {
@@ -96,7 +99,7 @@ static struct request read_request(char **words)
 {
     struct request request = {NULL, NULL, false};
     while (*words && **words == '-' && strcmp(*words, "--") != 0)
-        words += take_option(&request, *words, words[1]);
+        words += strcmp(*words, OF_SRUN) == 0 ? 1 : take_option(&request, *words, words[1]);
     if (*words && strcmp(*words, "--") == 0)
         words++;
     if (!*words || !words[1])

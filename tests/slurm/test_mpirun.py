@@ -109,6 +109,11 @@ def test_what_cannot_be_is_refused_with_a_sentence(site: Site, words: str, sente
     assert ran.stdout == ""
 
 
+def test_an_option_that_slurm_adds_for_srun_is_no_harm(site: Site) -> None:
+    """HYDRA_LAUNCHER_EXTRA_ARGS since 23.11."""
+    assert launch(site, "-x --external-launcher n2 uname -n").stdout == "n2\n"
+
+
 def test_its_use_is_said(site: Site) -> None:
     ran = launch(site, "--help")
     usage = "usage: hpcwrap-launch [OPTION...] [USER@]HOST COMMAND...\n"

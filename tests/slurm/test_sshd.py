@@ -22,6 +22,8 @@ cat >inner.sh <<'END'
     say chain; ssh n2 ssh n1 uname -n
     say environment; ssh n2 'echo $SLURM_JOB_ID $HPCWRAP_CONTAINER'
     say copy; scp -q /etc/hostname n2:/tmp/copied && ssh n2 'cat /tmp/copied; rm /tmp/copied'
+    # From 23.11 on Slurm puts an option of srun's there, which is none of ssh's on hosts, either.
+    unset HYDRA_LAUNCHER_EXTRA_ARGS
     say mpich; HYDRA_LAUNCHER=ssh timeout 40 mpirun.mpich -n 2 -ppn 1 uname -n
     say stranger; ssh -o BatchMode=yes -o ConnectTimeout=5 nobody.invalid true; echo $?
     exit 9
