@@ -5,13 +5,16 @@ import re
 from typing import Dict, Tuple
 
 import pytest
-from site_tools import NODES, Site
+from site_tools import NODES, RELEASE, Site
+from ways import configured
 
 pytestmark = pytest.mark.slurm
 
 INSIDE = "echo in ${HPCWRAP_CONTAINER%%@*}."
 SCRIPT = f"#!/bin/sh\n{INSIDE}\n"
 TINY = "--container=busybox-1"
+
+served = pytest.mark.skipif(RELEASE != "22.05", reason="there is no slurmrestd in these nodes")
 
 BATCH: Dict[str, str] = {
     "a directive": "sed -i '2i#SBATCH --container=busybox-1' script; sbatch OUT script",
@@ -66,6 +69,18 @@ def test_none_is_an_answer_too(site: Site) -> None:
         assert site.alice("bash", "-c", words).stdout == "in .\n"
 
 
+def test_salloc_where_it_starts_no_step(site: Site) -> None:
+    """Slurm itself refuses --container then; a default reaches the steps, not salloc's shell."""
+    with configured(site, "/^LaunchParameters=/d"):
+        refused = site.alice("salloc", "-Q", TINY, "srun", "/bin/true")
+        assert refused.code == 1
+        assert "--container requires LaunchParameters=use_interactive_step" in refused.stderr
+        where = "echo in ${HPCWRAP_CONTAINER%%@*}."
+        shell = f"{where}\nsrun /bin/sh -c '{where}'\n"
+        ran = site.alice("salloc", "-Q", "-p", "containers", stdin=shell)
+        assert ran.stdout == "in .\nin busybox-1.\n"
+
+
 # ---- clients without the plugin ----
 
 
@@ -91,6 +106,7 @@ def rest(site: Site, **job: object) -> "Tuple[Dict[str, object], str]":
     return answer, ran.stderr
 
 
+@served
 def test_a_job_by_slurmrestd(site: Site) -> None:
     site.alice("rm", "-f", "rest.out")
     job = str(rest(site, container="busybox-1")[0]["job_id"])
@@ -99,6 +115,7 @@ def test_a_job_by_slurmrestd(site: Site) -> None:
     assert re.search(r"AdminComment=hpcwrap=busybox-1@sha256:", site.job(job))
 
 
+@served
 def test_slurmrestd_tells_why_it_refuses(site: Site) -> None:
     """22.05 does not pass the sentence on: it is in slurmrestd's log."""
     answer, log = rest(site, container="debain-12")
@@ -126,6 +143,15 @@ def test_a_step_runs_in_its_jobs_container_or_not_at_all(site: Site) -> None:
     assert job.output.splitlines().count("code 1") == 10
     assert job.output.count("(all steps of a job share one container)") == 10
     assert site.eventually(lambda: site.node_states() == {"idle"})
+
+
+def test_a_directory_that_the_container_has_not(site: Site) -> None:
+    """Slurm says it for each rank and goes to /tmp; where the container has one, it is taken."""
+    job = site.batch("#!/bin/sh\nsrun -n2 --chdir=/shared pwd\n", TINY, "-n2")
+    assert job.output.count("the directory /shared is not in the container: started in /tmp") == 1
+    assert job.output.splitlines().count("/tmp") == 2
+    ran = site.alice("srun", "--container=debian-12", "--chdir=/opt/demo", "pwd")
+    assert ran.stdout == "/opt/demo\n"
 
 
 # ---- again ----

@@ -1,15 +1,13 @@
-"""TaskProlog and TaskEpilog, the site's and the user's; salloc where it starts no step."""
+"""TaskProlog and TaskEpilog, the site's and the user's."""
 
-import time
-from contextlib import contextmanager
 from typing import Iterator
 
 import pytest
 from site_tools import Site
+from ways import configured
 
 pytestmark = pytest.mark.slurm
 
-CONF = "/etc/slurm/slurm.conf"
 TINY = "--container=busybox-1"
 WHERE = "test -e /etc/hpcwrap && echo host || echo image"
 # busybox-1 has no bash, and /shared is not in there.
@@ -26,20 +24,6 @@ SCRIPTS = {
     ),
     "/home/alice/own-epilog": f"#!/bin/sh\n({WHERE}) >/home/alice/own-epilog-$SLURM_PROCID\n",
 }
-
-
-@contextmanager
-def configured(site: Site, change: str) -> Iterator[None]:
-    """slurm.conf changed by a command of sed's."""
-    site.need("cluster", "exec", "ctl", "cp", CONF, f"{CONF}.kept")
-    site.need("cluster", "exec", "ctl", "sed", "-i", change, CONF)
-    site.need("cluster", "exec", "ctl", "scontrol", "reconfigure")
-    time.sleep(1)  # slurmd reads it after scontrol has had its answer
-    try:
-        yield
-    finally:
-        site.need("cluster", "exec", "ctl", "mv", f"{CONF}.kept", CONF)
-        site.need("cluster", "exec", "ctl", "scontrol", "reconfigure")
 
 
 @pytest.fixture(scope="module")
@@ -92,15 +76,3 @@ def test_the_users_prolog_runs_where_the_rank_does_and_the_epilog_on_the_host(
     ran = scripts.alice("bash", "-c", f"srun {options} /bin/sh -c 'echo $FROM_USER'")
     assert f"own on {'image' if ask else 'host'}\nyes\n" in ran.stdout
     assert scripts.eventually(lambda: scripts.alice("cat", "own-epilog-0").stdout == "host\n")
-
-
-def test_salloc_where_it_starts_no_step(site: Site) -> None:
-    """Slurm itself refuses --container then; a default reaches the steps, not salloc's shell."""
-    with configured(site, "/^LaunchParameters=/d"):
-        refused = site.alice("salloc", "-Q", TINY, "srun", "/bin/true")
-        assert refused.code == 1
-        assert "--container requires LaunchParameters=use_interactive_step" in refused.stderr
-        where = "echo in ${HPCWRAP_CONTAINER%%@*}."
-        shell = f"{where}\nsrun /bin/sh -c '{where}'\n"
-        ran = site.alice("salloc", "-Q", "-p", "containers", stdin=shell)
-        assert ran.stdout == "in .\nin busybox-1.\n"
