@@ -127,9 +127,13 @@ static int open_pin(const char *path)
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0 || (fstatfs(fd, &status) == 0 && status.f_type == NSFS))
         return fd;
-    close(fd);
     snprintf(hosts, sizeof hosts, "%s%s", ENTER_HOST, path);
-    return open(hosts, O_RDONLY | O_CLOEXEC);
+    int pin = open(hosts, O_RDONLY | O_CLOEXEC);
+    /* Without root's rights: hpcwrap-enter may have been given the namespace as a descriptor. */
+    if (pin < 0)
+        return fd;
+    close(fd);
+    return pin;
 }
 
 static int open_namespace(int *fd, const char *path, char *error)
