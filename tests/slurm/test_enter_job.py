@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Iterator, Tuple
 
 import pytest
@@ -56,6 +57,12 @@ def test_a_shell_reads_what_it_is_given(site: Site, job: Tuple[str, str]) -> Non
     ran = site.alice("hpcwrap", "enter", job[0], stdin="echo shell $HPCWRAP_CONTAINER; exit 3\n")
     assert ran.code == 3
     assert ran.stdout.startswith("shell busybox-1@"), ran.stderr
+
+
+def test_a_terminal_is_one_inside(site: Site, job: Tuple[str, str]) -> None:
+    ran = site.alice("script", "-qec", f"hpcwrap enter {job[0]} -- tty", "/dev/null")
+    assert ran.code == 0
+    assert re.search(r"/dev/pts/\d+", ran.stdout)
 
 
 def test_root_enters_as_the_jobs_user(site: Site, job: Tuple[str, str]) -> None:
