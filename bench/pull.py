@@ -90,7 +90,7 @@ def measure_image(image: str, rounds: int, peers_rounds: Dict[str, int]) -> Resu
 
 
 def warm_up(puller: Puller) -> None:
-    """Have the registry's files in memory: who reads them first from the disk is no slower program."""
+    """Have the registry's files in memory: reading them from the disk makes no program slower."""
     progress("one pull that does not count")
     puller.pull()
     puller.stages.clear()
