@@ -3,10 +3,13 @@
 from typing import Iterator
 
 import pytest
-from site_tools import Site
+from site_tools import RELEASE, Site
 from ways import configured
 
-pytestmark = pytest.mark.slurm
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.skipif(RELEASE == "24.11", reason="24.11.5 runs TaskProlog by its slurmstepd"),
+]
 
 TINY = "--container=busybox-1"
 WHERE = "test -e /etc/hpcwrap && echo host || echo image"
