@@ -22,6 +22,12 @@ def doctor(site: Site, node: str, *words: str) -> List[Dict[str, Any]]:
     ]
 
 
+@pytest.fixture(autouse=True)
+def current_table(site: Site) -> None:
+    """n1 has slurmctld, and so a table; other tests' environments are in ctl's alone."""
+    site.need("cluster", "exec", "n1", "hpcwrap", "setup", "slurm", "--table")
+
+
 @pytest.fixture
 def drained(site: Site) -> Iterator[str]:
     """A node that takes no jobs."""
