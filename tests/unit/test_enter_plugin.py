@@ -28,7 +28,8 @@ def test_nothing_but_what_slurm_looks_up_is_exported(plugin: pathlib.Path) -> No
         ["nm", "-D", "--defined-only", plugin], check=True, capture_output=True, text=True
     )
     names = {line.split()[-1] for line in done.stdout.splitlines()}
-    hooks = {"init", "init_post_opt", "user_init", "task_init_privileged", "task_init"}
+    hooks = {"init", "init_post_opt", "user_init", "task_post_fork"}
+    hooks |= {"task_init_privileged", "task_init"}
     assert names == {
         "plugin_name",
         "plugin_type",
