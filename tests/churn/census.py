@@ -9,9 +9,9 @@ from typing import Dict, Iterable, Iterator, List, Tuple
 
 from clusterlib import leftovers
 from fournodes import NODES, FourNodes
-from mischief import name_of
+from mischief import SLURMD, name_of
 
-DAEMONS = ("slurmd", "munged")
+DAEMONS = (*SLURMD, "munged")
 """What runs on a node without jobs."""
 
 KEPT = {

@@ -41,6 +41,9 @@ OVERDUE = 30
 """Seconds after which a job that sleeps for 10 is lost, and Slurm has not noticed: after a reboot
 it looks at jobs only that began half a minute before (slurmctld, _purge_missing_jobs)."""
 
+WAKING = 10.0
+"""Seconds before a requeued job is told again to begin."""
+
 PATIENCE = 300.0
 """Seconds for the last jobs to end by themselves; what is left then is cancelled."""
 
@@ -82,6 +85,7 @@ class Churn:
         self.submitted: List[Work] = []
         self.refused: List[int] = []
         self.rows: List[Row] = []
+        self.woken: Dict[str, float] = {}
         self.peak: Dict[str, int] = {}
         self.began = time.monotonic()
 
@@ -132,13 +136,21 @@ class Churn:
         rows = [row for row in self.rows if not row.ended]
         for row in rows:
             if row.state == "PENDING" and row.reason == "BeginTime":
-                # Within a second, slurmd still takes it for the job that it has just killed.
-                words = ("scontrol", "update", f"JobId={row.id}", "StartTime=now+2")
-                self.site.run("ctl", *words, check=False)
+                self.wake(row.id)
             if row.state == "RUNNING" and row.seconds >= OVERDUE:
                 self.blows["cancel a lost one"] += 1
                 self.site.run("ctl", "scancel", row.id, check=False)
         return rows
+
+    def wake(self, job: str) -> None:
+        """Let a job that was requeued begin soon; once in a while, for each time moves it on.
+
+        Not at once: within a second, slurmd still takes it for the job that it has just killed.
+        """
+        if time.monotonic() > self.woken.get(job, 0.0) + WAKING:
+            self.woken[job] = time.monotonic()
+            words = ("scontrol", "update", f"JobId={job}", "StartTime=now+2")
+            self.site.run("ctl", *words, check=False)
 
     def finish(self) -> None:
         """Wait for the end of all; cancel what does not come to one."""

@@ -18,6 +18,9 @@ SIGHT = 10.0
 
 PAUSE = 0.002
 
+SLURMD = ("slurmd", "slurmd-wlm")
+"""What slurmd calls itself, in Debian 12 and later."""
+
 Choice = TypeVar("Choice")
 
 
@@ -70,7 +73,7 @@ def kill_slurmd(site: FourNodes, blow: Blow) -> bool:
 
 def kill_daemon(site: FourNodes, node: str) -> bool:
     """Kill a node's slurmd, and none of what it has started."""
-    daemons = [pid for pid in children(site.pids[node]) if name_of(pid) == "slurmd"]
+    daemons = [pid for pid in children(site.pids[node]) if name_of(pid) in SLURMD]
     return any([kill(pid) for pid in daemons])  # noqa: C419  (all of them)
 
 
