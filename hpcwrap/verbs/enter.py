@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import getopt
 import os
 import struct
 import sys
 from contextlib import suppress
-from typing import Iterator, List, NoReturn, Optional
+from typing import List, NoReturn, Optional, Tuple
 
 from hpcwrap import config, enter, log, paths
 from hpcwrap import run as programs
@@ -23,7 +24,7 @@ from hpcwrap.job import Job, find_user
 from hpcwrap.schedulers import slurm_enter
 from hpcwrap.schedulers.states import find_command
 from hpcwrap.textfile import read_text
-from hpcwrap.verbs.run import command_of
+from hpcwrap.verbs import jobname
 
 EPILOG = """\
 The job's user may do this, and root, who becomes that user.
@@ -35,7 +36,7 @@ command is as one of an ssh session: it outlives the job, and only root's has th
 
 examples:
   hpcwrap enter 4711                       a shell on this node, or on the job's first
-  hpcwrap enter 4711 --node n7 -- top      a command on another of its nodes
+  hpcwrap enter --node n7 4711 -- top      a command on another of its nodes
 """
 
 SHELL = ["/bin/sh", "-c", 'exec "$(command -v "${SHELL:-sh}" || echo /bin/sh)"']
@@ -50,47 +51,49 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("--node", metavar="NODE", help="which node of the job (Slurm only)")
     parser.add_argument("job", metavar="JOB", help="the scheduler's number of the job")
-    parser.add_argument("command", nargs=argparse.REMAINDER, help="default: a shell")
+    parser.add_argument(
+        "command", nargs=argparse.REMAINDER, help="what to start (default: a shell)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Enter the job's container; ends with the command's own code."""
     settings = config.load_config(arguments.config).settings
-    command = command_of(arguments) if arguments.command else SHELL
+    node, command = split(arguments.command)
+    node = node or arguments.node
     place = find_place(arguments.job)
-    if place is not None and arguments.node is None:
-        return join(place, arguments.job, command)
+    if place is not None and node is None:
+        return join(place, arguments.job, command or SHELL)
     if is_number(arguments.job) and find_command("squeue", settings.slurm_commands):
-        begin_step(arguments.job, arguments.node, command, settings)
+        begin_step(arguments.job, node, command or SHELL, settings)
     raise UserError(
         f"cannot enter the job {arguments.job}: it has no container on this node",
         "say this on a node where it runs, see `hpcwrap status`",
     )
 
 
+def split(words: List[str]) -> Tuple[Optional[str], List[str]]:
+    """The node, if it is named after the job, and the command: argparse takes both for a command.
+
+    Raises UserError for any other option.
+    """
+    try:
+        options, command = getopt.getopt(words, "", ["node="])
+    except getopt.GetoptError as error:
+        raise UserError(f"cannot enter a job: {error}", "a command comes after --") from None
+    return dict(options).get("--node"), command
+
+
 def find_place(job_id: str) -> Optional[paths.JobPaths]:
     """The directory of a job here whose container its user may join; None without.
 
-    A number alone is Slurm's.  Only root may list the directory, so the names are tried.
+    A number alone is Slurm's, whose containers root joins.
     """
     if os.path.basename(job_id) != job_id or job_id in ("", ".", ".."):
         raise UserError(f"cannot enter the job {job_id!r}: that is no number of a job")
-    found = (paths.JobPaths(name) for name in names_of(job_id))
+    names = jobname.listed(jobname.parse(job_id, []), paths.JOBS)
+    found = (paths.JobPaths(name, paths.JOBS) for name in names if not name.isdigit())
     return next((place for place in found if os.path.isdir(place.directory)), None)
-
-
-def names_of(job_id: str) -> Iterator[str]:
-    """Names that a job's directory may have: all ids but Slurm's begin with the scheduler's."""
-    if not job_id.isdigit():
-        yield job_id
-    for scheduler in ("pbs", "lsf", "gridengine"):
-        yield f"{scheduler}-{job_id}"
-    yield f"gridengine-{job_id}-0"
-    yield f"gridengine-{job_id.replace('.', '-')}"
-    with suppress(OSError):
-        yield from (
-            name for name in os.listdir(paths.JOBS) if name.startswith(f"htcondor-{job_id}-")
-        )
 
 
 def is_number(job_id: str) -> bool:

@@ -7,14 +7,16 @@ import json
 import os
 import pwd
 import re
+import time
 from contextlib import suppress
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Pattern
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Tuple
 
 from hpcwrap import ended, paths, record
 from hpcwrap.config import Settings, load_config
 from hpcwrap.errors import HpcwrapError, UserError, printable
 from hpcwrap.schedulers import slurm_status
-from hpcwrap.verbs import timing
+from hpcwrap.verbs import jobname, timing
+from hpcwrap.verbs.jobname import Named, listed
 
 EPILOG = """\
 request  which container was asked for, and by which option or default
@@ -29,7 +31,6 @@ syslog name the directory below /run/hpcwrap/jobs.
 """
 
 Document = Dict[str, Any]
-NUMBER = re.compile(r"([0-9]+)(?:[.\[]([0-9]+)\]?)?", re.ASCII)
 PART = re.compile(r"[0-9]+[_+][0-9]+", re.ASCII)
 """An element of an array, or a part of a heterogeneous job, as Slurm's users call it."""
 
@@ -37,13 +38,9 @@ JOB = re.compile(rb'"job": "([^"]*)"')
 KEY = frozenset(("node", "started", "user"))
 REQUEST = ("job", "user", "node", "scheduler", "environment", "origin", "pin", "reference")
 LONG = (*ended.DETAILS, "joins")
-
-
-class Named(NamedTuple):
-    """A job as its user names it: ids of directories that it may have, and the pattern of all."""
-
-    ids: List[str]
-    pattern: Pattern[str]
+NOTHING: Tuple[object, ...] = ("", (), [], None)
+TIMES = ("started", "ended")
+"""In seconds since the epoch, as programs get them."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +65,8 @@ def show(what: str, job: str, settings: Settings, as_json: bool) -> None:
     shown = SHOWN[what]
     parts = [shown.part(document) for document in documents]
     if not any(parts):
-        raise UserError(f"cannot show the {what} of job {job}: this node does not have it")
+        nodes = ", ".join(str(document["node"]) for document in documents)
+        raise UserError(f"cannot show the {what} of job {job}: it is not here", f"ask on {nodes}")
     if as_json:
         print(json.dumps(parts, indent=1))
     else:
@@ -89,19 +87,16 @@ def look_up(word: str, settings: Settings) -> List[Document]:
 
 
 def name(word: str, settings: Settings) -> Named:
-    """Which directories a job may have (`Job.id` of the schedulers' adapters)."""
-    ids = [word, f"pbs-{word}"]
-    patterns = [re.escape(word), rf"pbs-{re.escape(word)}(\..*)?"]
-    parts = NUMBER.fullmatch(word)
-    if parts:
-        number, index = parts.group(1), parts.group(2) or "0"
-        ids += [f"gridengine-{number}-{index}", f"lsf-{number}-{index}-u{os.getuid()}"]
-        patterns += [f"gridengine-{number}-{index}", rf"lsf-{number}-{index}-u\d+"]
-        patterns += [rf"htcondor-{number}\.{index}-.*"]
+    """Which directories a job may have."""
+    return jobname.parse(word, parts_of(word, settings))
+
+
+def parts_of(word: str, settings: Settings) -> List[str]:
+    """Slurm's own numbers of an array's element or a heterogeneous job's part."""
     if PART.fullmatch(word):
         with suppress(HpcwrapError):
-            ids += slurm_status.find_ids(word, settings)
-    return Named(ids, re.compile("|".join([*patterns, *map(re.escape, ids)])))
+            return slurm_status.find_ids(word, settings)
+    return []
 
 
 def running(named: Named) -> Iterator[Document]:
@@ -120,17 +115,6 @@ def remembered(named: Named) -> Iterator[Document]:
     for file in listed(named, paths.ENDED, ".json"):
         with suppress(OSError, ValueError), open(ended.path_of(file[:-tail]), "rb") as text:
             yield json.load(text)
-
-
-def listed(named: Named, directory: str, tail: str = "") -> List[str]:
-    """Names in a directory that are the job's; users cannot list it, and try those it may have."""
-    try:
-        names = os.listdir(directory)
-    except FileNotFoundError:
-        return []
-    except PermissionError:
-        return [f"{each}{tail}" for each in dict.fromkeys(named.ids)]
-    return [each for each in names if named.pattern.fullmatch(each[: len(each) - len(tail)])]
 
 
 def logged(named: Named, path: str) -> Iterator[Document]:
@@ -159,7 +143,8 @@ def not_found(word: str, settings: Settings) -> UserError:
             return UserError(f"job {word} has no container: {printable(sentence)}")
     return UserError(
         f"cannot find job {word} on this node or in {settings.log}",
-        "it had no container, is another's, ran on another node, or is forgotten",
+        "one that runs is known on its nodes, see `hpcwrap status`; "
+        "others had no container, are another user's, or are forgotten",
     )
 
 
@@ -173,7 +158,9 @@ def request_part(document: Document) -> Document:
 
 def record_part(document: Document) -> Document:
     """All but what the others show, and what says nothing."""
-    return {key: value for key, value in document.items() if key not in LONG and value != ""}
+    return {
+        key: value for key, value in document.items() if key not in LONG and value not in NOTHING
+    }
 
 
 def plan_part(document: Document) -> Document:
@@ -196,11 +183,13 @@ def display_pairs(parts: List[Document]) -> None:
 def pair_lines(part: Document) -> List[str]:
     """KEY: VALUE, aligned."""
     width = max(map(len, part), default=0) + 1
-    return [f"{key + ':':{width}} {printable(plain(value))}" for key, value in part.items()]
+    return [f"{key + ':':{width}} {printable(plain(key, value))}" for key, value in part.items()]
 
 
-def plain(value: object) -> str:
+def plain(key: str, value: object) -> str:
     """A value for people."""
+    if key in TIMES and isinstance(value, (int, float)):
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value))
     if isinstance(value, dict):
         return " ".join(f"{key}={each}" for key, each in value.items())
     return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -48,8 +48,10 @@ def test_its_user_enters_from_the_submit_host(site: Site, job: Tuple[str, str]) 
     assert container.startswith("busybox-1@")
 
 
-def test_another_of_its_nodes(site: Site, job: Tuple[str, str]) -> None:
-    ran = site.alice("hpcwrap", "enter", "--node", "n2", job[0], "--", "uname", "-n")
+@pytest.mark.parametrize("after", [False, True], ids=["before the job", "after it"])
+def test_another_of_its_nodes(site: Site, job: Tuple[str, str], *, after: bool) -> None:
+    words = (job[0], "--node", "n2") if after else ("--node=n2", job[0])
+    ran = site.alice("hpcwrap", "enter", *words, "--", "uname", "-n")
     assert (ran.code, ran.stdout) == (0, "n2\n"), ran.stderr
 
 
@@ -92,6 +94,7 @@ def test_what_is_not_there_is_said(site: Site, job: Tuple[str, str]) -> None:
     assert "no such job waits or runs" in enter("999999")
     assert "it runs on n1, n2" in enter("--node", "n9", job[0])
     assert "that is no number" in enter("../../etc")
+    assert "option --nodes not recognized" in enter(job[0], "--nodes", "2")
     assert "it has no container on this node" in enter("pbs-1")
     held = site.submit("#!/bin/sh\n", "--container=busybox-1", "--hold").stdout.strip()
     assert "it is not running (pending)" in enter(held)
