@@ -8,7 +8,7 @@ from typing import Dict, Iterator
 
 import pytest
 from cluster_site import NODES
-from driver import Ask, Ended, Submission
+from driver import LONG, Ask, Ended, Submission
 from driver_lsf import Lsf
 
 pytestmark = pytest.mark.lsf
@@ -104,7 +104,7 @@ def test_a_signal_of_the_users(lsf: Lsf, jobs: Jobs) -> None:
     name = lsf.new_name()
     script = f"trap 'echo caught; exit 7' USR1; touch {name}.begun; while true; do sleep 0.2; done"
     job = jobs.submit("-a", "busybox-1", script)
-    assert lsf.eventually(lambda: lsf.alice("ls", f"{name}.begun").code == 0, 60)
+    assert lsf.eventually(lambda: lsf.alice("ls", f"{name}.begun").code == 0, LONG)
     lsf.alice("bkill", "-s", "USR1", job.id)
     ended = lsf.wait(job)
     assert (ended.code, ended.output) == (7, "caught\n")
@@ -150,9 +150,9 @@ def test_a_killed_job_ends_on_all_hosts(lsf: Lsf, jobs: Jobs) -> None:
     name = lsf.new_name()
     launch = f"hpcwrap-launch $other 'touch {name}.begun; exec sleep 54321'"
     job = jobs.submit(*SPREAD, "-a", "busybox-1", OTHER + launch)
-    assert lsf.eventually(lambda: lsf.alice("ls", f"{name}.begun").code == 0, 60)
+    assert lsf.eventually(lambda: lsf.alice("ls", f"{name}.begun").code == 0, LONG)
     lsf.cancel(job)
-    assert lsf.eventually(lambda: lsf.has_ended(job), 60)
+    assert lsf.eventually(lambda: lsf.has_ended(job), LONG)
     for node in NODES:
         assert lsf.eventually(lambda node=node: not sleepers(lsf, node), 60)
         # LSF kills what would have tidied up there; a timer sweeps, or the next job does.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, Dict, Optional
 
-from driver import Ask, Driver
+from driver import LONG, Ask, Driver
 
 
 def show(driver: Driver, node: str, job: str, user: str = "root") -> Optional[Dict[str, Any]]:
@@ -19,7 +19,7 @@ def test_a_job_is_shown_to_its_user_and_to_root(driver: Driver) -> None:
     mark = driver.new_name()
     script = f"uname -n >{mark}.on; while [ -e {mark}.on ]; do sleep 0.2; done\n"
     submission = driver.submit(Ask(script, "busybox-1"))
-    assert driver.eventually(lambda: driver.alice("cat", f"{mark}.on").stdout != "", 60)
+    assert driver.eventually(lambda: driver.alice("cat", f"{mark}.on").stdout != "", LONG)
     node = driver.alice("cat", f"{mark}.on").stdout.strip()
     runs = show(driver, node, submission.id)
     assert runs is not None
@@ -28,7 +28,7 @@ def test_a_job_is_shown_to_its_user_and_to_root(driver: Driver) -> None:
     assert show(driver, node, runs["job"], "bob") is None
     driver.alice("rm", f"{mark}.on")
     assert driver.wait(submission).code == 0
-    assert driver.eventually(lambda: "ended" in (show(driver, node, submission.id) or ()), 60)
+    assert driver.eventually(lambda: "ended" in (show(driver, node, submission.id) or ()), LONG)
     ended = show(driver, node, runs["job"], "alice")
     assert ended is not None
     assert (ended["digest"], ended["started"]) == (runs["digest"], runs["started"])

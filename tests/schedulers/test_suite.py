@@ -8,7 +8,7 @@ from typing import Dict, Iterator, List, NamedTuple
 
 import pytest
 from cluster_site import NODES
-from driver import Ask, Batch, Driver, Ended
+from driver import LONG, Ask, Batch, Driver, Ended
 
 OUTSIDE = "/home/alice/ran-outside"
 WRONG = f"echo outside >>{OUTSIDE}\n"
@@ -247,9 +247,9 @@ def test_a_job_that_is_killed_leaves_nothing(driver: Driver) -> None:
     mark = driver.new_name()
     script = f"touch {mark}.begun; sleep 98765 & wait\n"
     submission = driver.submit(Ask(script, "busybox-1"))
-    assert driver.eventually(lambda: driver.alice("ls", f"{mark}.begun").code == 0, 60)
+    assert driver.eventually(lambda: driver.alice("ls", f"{mark}.begun").code == 0, LONG)
     driver.cancel(submission)
-    assert driver.eventually(lambda: driver.has_ended(submission), 60)
+    assert driver.eventually(lambda: driver.has_ended(submission), LONG)
     assert_nothing_is_left(driver)
     for node in NODES:
         assert driver.eventually(lambda node=node: not sleepers(driver, node))
@@ -270,7 +270,7 @@ def assert_nothing_is_left(driver: Driver) -> None:
 def quiet(driver: Driver, jobs: Batch) -> None:
     """No job of the suite is left: what a test breaks now breaks its own job only."""
     submissions = [jobs.submission(name) for name in every_job(driver)]
-    assert driver.eventually(lambda: all(map(driver.has_ended, submissions)), 90)
+    assert driver.eventually(lambda: all(map(driver.has_ended, submissions)), LONG)
 
 
 @pytest.mark.usefixtures("quiet")

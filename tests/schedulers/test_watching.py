@@ -6,7 +6,7 @@ import json
 from typing import Any, Dict
 
 from cluster_site import NODES
-from driver import Ask, Driver
+from driver import LONG, Ask, Driver
 
 
 def status(driver: Driver) -> Dict[str, Any]:
@@ -20,7 +20,7 @@ def test_a_job_from_its_begin_to_its_end(driver: Driver) -> None:
     mark = driver.new_name()
     script = f"uname -n >{mark}.on; while [ -e {mark}.on ]; do sleep 0.2; done\n"
     submission = driver.submit(Ask(script, "busybox-1"))
-    assert driver.eventually(lambda: driver.alice("cat", f"{mark}.on").stdout != "", 60)
+    assert driver.eventually(lambda: driver.alice("cat", f"{mark}.on").stdout != "", LONG)
     node = driver.alice("cat", f"{mark}.on").stdout.strip()
     assert_top_shows_it(driver, node)
     told = status(driver)
