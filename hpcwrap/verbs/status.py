@@ -7,7 +7,7 @@ import json
 import os
 import pwd
 from collections import Counter
-from typing import List, Optional
+from typing import List
 
 from hpcwrap import config, human
 from hpcwrap.errors import printable
@@ -17,12 +17,13 @@ from hpcwrap.table import print_table
 
 EPILOG = """\
 examples:
-  hpcwrap status                 your jobs
+  hpcwrap status                 your jobs; root's question is for everybody's
   hpcwrap status --user all      everybody's
   hpcwrap status --nodes         the nodes, and how many jobs with containers each has
 
 The container is NAME@sha256:… as the scheduler has noted it.  LSF notes none.
 """
+ALL = "all"
 DIGITS = 12
 """So much of a digest tells images apart."""
 
@@ -30,9 +31,7 @@ DIGITS = 12
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options of this verb."""
     parser.epilog = EPILOG
-    parser.add_argument(
-        "--user", metavar="USER", help="whose jobs (default: yours; all: everybody's)"
-    )
+    parser.add_argument("--user", metavar="USER", help="whose jobs (default: yours, root: all)")
     parser.add_argument("--nodes", action="store_true", help="show the nodes instead")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     add_scheduler(parser)
@@ -51,7 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
     _, reader = states.find(settings, arguments.scheduler)
     jobs = reader.read_jobs(settings)
     nodes = sorted(reader.read_nodes(settings)) if arguments.nodes or arguments.json else []
-    shown = [job for job in jobs if is_shown(job, arguments.user)]
+    wanted = arguments.user or caller()
+    shown = [job for job in jobs if wanted in (ALL, job.user)]
     if arguments.json:
         document = {
             "jobs": [job._asdict() for job in shown],
@@ -65,14 +65,10 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def is_shown(job: JobState, user: Optional[str]) -> bool:
-    """Whether the caller wants to see a job."""
-    return user == "all" or job.user == (user or own_name())
-
-
-def own_name() -> str:
-    """Who calls; behind sudo, who called that."""
-    return os.environ.get("SUDO_USER") or pwd.getpwuid(os.getuid()).pw_name
+def caller() -> str:
+    """Whose jobs are shown to who does not say: behind sudo, of whoever called that."""
+    name = os.environ.get("SUDO_USER") or pwd.getpwuid(os.getuid()).pw_name
+    return ALL if name == "root" else name
 
 
 def print_jobs(jobs: List[JobState]) -> None:

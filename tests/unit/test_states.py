@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import time
-from typing import Callable, Dict, List
+from typing import Callable, Dict, List, Optional
 
 import pytest
 
@@ -21,6 +22,7 @@ from hpcwrap.schedulers import (
 )
 from hpcwrap.schedulers.pbs_ifl import Status
 from hpcwrap.schedulers.states import DOWN, DRAINED, UP, JobState, NodeState
+from hpcwrap.verbs import status
 
 PINNED = "busybox-1@sha256:" + 64 * "0"
 Say = Callable[[Dict[str, str]], None]
@@ -301,3 +303,17 @@ def test_a_host_without_a_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(states.load(name), "is_here", lambda _settings: False)
     with pytest.raises(SiteError, match="cannot find the commands of any scheduler"):
         states.find(Settings())
+
+
+@pytest.mark.parametrize(
+    ("uid", "sudo", "shown"),
+    [(0, None, "all"), (0, "root", "all"), (0, "alice", "alice"), (1, None, "daemon")],
+)
+def test_root_is_shown_all_jobs_and_others_their_own(
+    monkeypatch: pytest.MonkeyPatch, uid: int, sudo: Optional[str], shown: str
+) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: uid)
+    monkeypatch.delenv("SUDO_USER", raising=False)
+    if sudo:
+        monkeypatch.setenv("SUDO_USER", sudo)
+    assert status.caller() == shown
