@@ -29,6 +29,9 @@ from hpcwrap.run import start_time
 
 PINNED, AGAIN, HOLD = b"p", b"a", b"h"
 
+HOLDER = "hpcwrap-holder"
+"""What the process calls itself that keeps namespaces which cannot be pinned."""
+
 PATIENCE = 120
 """Seconds for a build, which takes milliseconds; whoever made the image has a say in what it reads,
 and schedulers drain a node whose prolog does not end."""
@@ -257,7 +260,7 @@ def _enter_user_namespace(plan: Plan) -> None:
 def _hold(channel: Channel, findings: Findings) -> NoReturn:
     """Tell that all is built, and stay as the process that keeps the namespaces, no file open."""
     signal.alarm(0)
-    syscalls.set_process_name("hpcwrap-holder")
+    syscalls.set_process_name(HOLDER)
     # Changing the uid closed /proc/PID/ns to the user, who is to join by it (proc(5)).
     syscalls.set_dumpable()
     _send(channel, built=findings)

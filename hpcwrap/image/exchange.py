@@ -109,7 +109,7 @@ def name_in(path: str) -> str:
 
 @contextmanager
 def _leased(store: Store, digest: str) -> Iterator[None]:
-    holder = (os.uname().nodename, f"export-{os.getpid()}")
+    holder = (os.uname().nodename, f"{lease.EXPORT}{os.getpid()}")
     lease.hold(store, digest, *holder)
     try:
         yield

@@ -17,6 +17,9 @@ from typing import Callable, Collection, Iterator, List, NamedTuple, Tuple
 from hpcwrap.image.digest import ALGORITHM, hex_digits
 from hpcwrap.image.store import Store
 
+EXPORT = "export-"
+"""In the job's place for `hpcwrap image export`, before the number of its process."""
+
 ATTEMPTS = 100
 YOUNG = 86400.0
 """Seconds that a prolog may take at most: the largest pull_timeout."""

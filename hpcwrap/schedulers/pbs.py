@@ -37,6 +37,9 @@ RESOURCE = "container"
 VARIABLE = "HPCWRAP_CONTAINER"
 """`-v HPCWRAP_CONTAINER=NAME`, for who cannot say -l."""
 
+PREFIX = "pbs-"
+"""Of the ids by which hpcwrap knows PBS's jobs."""
+
 ID = re.compile(r"[0-9]{1,18}(\[[0-9]{1,9}\])?\.[A-Za-z0-9][A-Za-z0-9._-]{0,254}", re.ASCII)
 SIZE = re.compile(r"([0-9]{1,18})([kmgtp]?)[bw]?", re.ASCII | re.IGNORECASE)
 UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50}
@@ -100,7 +103,7 @@ def read_job_id(environ: Mapping[str, str]) -> str:
         raise SiteError(
             f"cannot read the id of PBS's job: {text or 'missing'}", "run `hpcwrap setup pbs`"
         )
-    return f"pbs-{text}"
+    return f"{PREFIX}{text}"
 
 
 def read_user(environ: Mapping[str, str]) -> User:

@@ -21,9 +21,6 @@ from hpcwrap.image.store import Store
 from hpcwrap.textfile import read_text
 from hpcwrap.verbs.leftover import Kind, Leftover, Node, is_at_work
 
-EXPORT = "export-"
-"""How the lease of `hpcwrap image export` begins, before the number of its process."""
-
 UNFINISHED = re.compile(r".+\.([0-9]+)")
 """A file that process so-and-so was to rename (record.publish)."""
 
@@ -78,8 +75,8 @@ def leases(node: Node) -> Iterator[Leftover]:
 
 def is_given_up(job: str) -> bool:
     """Whether nothing on this node can hold a lease in that name."""
-    if job.startswith(EXPORT):
-        return not os.path.exists(f"/proc/{job[len(EXPORT) :]}")
+    if job.startswith(lease.EXPORT):
+        return not os.path.exists(f"/proc/{job[len(lease.EXPORT) :]}")
     place = paths.JobPaths(job, paths.JOBS)
     return not os.path.isdir(place.directory) and not is_at_work(place)
 

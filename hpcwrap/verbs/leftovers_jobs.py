@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Dict, FrozenSet, Iterator, List, Tuple
 
 from hpcwrap import epilog, owners, paths, sweep, usage
-from hpcwrap.container import cgroups, limits, namespaces, syscalls
+from hpcwrap.container import build, cgroups, limits, namespaces, syscalls
 from hpcwrap.schedulers import pbs, slurm_status
 from hpcwrap.textfile import read_text
 from hpcwrap.verbs.leftover import Kind, Leftover, Node, is_at_work
@@ -24,8 +24,6 @@ DEPTH = 4
 YOUNG = 60.0
 """Seconds after which a job has joined its cgroup."""
 
-HOLDER = "hpcwrap-holder"
-PBS = "pbs-"
 MOMS_PATIENCE = 600.0
 """Seconds after which pbs_mom has written the file of a job that it has."""
 
@@ -69,7 +67,7 @@ def ended_jobs(node: Node) -> List[str]:
 def may_outlive(node: Node, job: str) -> bool:
     """Whether a job's end is its scheduler's to tell: it is without owners of ours."""
     of_slurm = node.scheduler == "slurm" and job.isdigit()
-    of_pbs = node.scheduler == "pbs" and job.startswith(PBS)
+    of_pbs = node.scheduler == "pbs" and job.startswith(pbs.PREFIX)
     return (of_slurm or of_pbs) and needs_epilog(paths.JobPaths(job, paths.JOBS))
 
 
@@ -86,7 +84,7 @@ def is_known_to_mom(job: str) -> bool:
     place = paths.JobPaths(job, paths.JOBS)
     with suppress(FileNotFoundError):
         young = os.stat(place.directory).st_mtime > time.time() - MOMS_PATIENCE
-        return young or os.path.exists(f"{home}/mom_priv/jobs/{job[len(PBS) :]}.JB")
+        return young or os.path.exists(f"{home}/mom_priv/jobs/{job[len(pbs.PREFIX) :]}.JB")
     return True
 
 
@@ -199,9 +197,10 @@ def root_of(process: int) -> str:
 
 def is_lost(process: psutil.Process) -> bool:
     """Whether a process is this node's, and no builder, whose namespace is about to be pinned."""
-    own = namespace_of("self", "uts")
-    builder = same_file(f"/proc/{process.pid}/exe", "/proc/self/exe")
-    return namespace_of(process.pid, "uts") == own and (not builder or name_of(process) == HOLDER)
+    if namespace_of(process.pid, "uts") != namespace_of("self", "uts"):
+        return False
+    is_ours = same_file(f"/proc/{process.pid}/exe", "/proc/self/exe")
+    return not is_ours or name_of(process) == build.HOLDER
 
 
 def name_of(process: psutil.Process) -> str:
