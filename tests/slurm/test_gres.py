@@ -12,12 +12,12 @@ from typing import Dict, Iterator, List
 
 import pytest
 from site_tools import NODES, Job, Site
+from slurm_conf import CONF, script
 
 pytestmark = pytest.mark.slurm
 
 INSIDE = "--container=busybox-1"
 SPEC = "/etc/cdi/nvidia.json"
-CONF = "/etc/slurm/slurm.conf"
 GPUS = range(4)
 
 # The machine's devices are every node's: what stands in for GPUs must be this node's alone.
@@ -44,10 +44,6 @@ echo "$1 job=$SLURM_JOB_GPUS cuda=$CUDA_VISIBLE_DEVICES rocr=$ROCR_VISIBLE_DEVIC
 """
 
 
-def on(site: Site, node: str, script: str) -> str:
-    return site.need("cluster", "exec", node, "sh", stdin=script)
-
-
 def spec() -> str:
     def edits(*names: object) -> Dict[str, object]:
         return {"deviceNodes": [{"path": f"/dev/nvidia{name}"} for name in names]}
@@ -67,19 +63,19 @@ def spec() -> str:
 def gpus(site: Site) -> Iterator[None]:
     """Nodes with four GPUs each, as Slurm and CDI see it."""
     for node in NODES:
-        on(site, node, MAKE_DEVICES)
-        on(site, node, "mkdir -p /etc/cdi")
+        script(site, node, MAKE_DEVICES)
+        script(site, node, "mkdir -p /etc/cdi")
         site.need("cluster", "exec", node, "tee", SPEC, stdin=spec())
-    on(site, "ctl", f"cp {CONF} {CONF}.kept; echo GresTypes=gpu >>{CONF}")
-    on(site, "ctl", f"sed -i 's/^NodeName=.*/& Gres=gpu:4/' {CONF}")
+    script(site, "ctl", f"cp {CONF} {CONF}.kept; echo GresTypes=gpu >>{CONF}")
+    script(site, "ctl", f"sed -i 's/^NodeName=.*/& Gres=gpu:4/' {CONF}")
     line = "Name=gpu File=/dev/nvidia[0-3]"
     site.need("cluster", "exec", "ctl", "tee", "/etc/slurm/gres.conf", stdin=f"{line}\n")
     site.need("cluster", "restart")
     site.need("cluster", "as", "alice", "tee", "look", stdin=LOOK)
     yield
-    on(site, "ctl", f"mv {CONF}.kept {CONF}; rm /etc/slurm/gres.conf")
+    script(site, "ctl", f"mv {CONF}.kept {CONF}; rm /etc/slurm/gres.conf")
     for node in NODES:
-        on(site, node, "umount -l /dev; rm -r /etc/cdi")
+        script(site, node, "umount -l /dev; rm -r /etc/cdi")
     site.need("cluster", "restart")
 
 
@@ -148,11 +144,11 @@ def test_srun_of_its_own_allocation(site: Site) -> None:
 
 
 def test_a_node_without_a_spec_says_so_and_stays_in_service(site: Site) -> None:
-    on(site, "n2", f"mv {SPEC} {SPEC}.kept")
+    script(site, "n2", f"mv {SPEC} {SPEC}.kept")
     try:
         job = site.batch("#!/bin/sh\necho RAN\n", INSIDE, "--gres=gpu:1", "-w", "n2")
     finally:
-        on(site, "n2", f"mv {SPEC}.kept {SPEC}")
+        script(site, "n2", f"mv {SPEC}.kept {SPEC}")
     assert job.code != 0
     assert "RAN" not in job.output
     assert "this node has no CDI spec of a GPU" in job.output

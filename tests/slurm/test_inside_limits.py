@@ -7,8 +7,8 @@ import re
 from typing import Any, Dict, Iterator, List
 
 import pytest
-from neighbours import script, switched_on
 from site_tools import Job, Site
+from slurm_conf import script, switched_on
 
 pytestmark = pytest.mark.slurm
 

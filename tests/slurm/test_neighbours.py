@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Iterator
 
 import pytest
-from neighbours import CONF, ETC, script, switched_on
 from site_tools import NODES, Site
+from slurm_conf import CONF, ETC, script, switched_on
 
 pytestmark = pytest.mark.slurm
 

@@ -5,7 +5,7 @@ from typing import Iterator
 
 import pytest
 from site_tools import RELEASE, Site
-from ways import configured
+from slurm_conf import configured
 
 pytestmark = [
     pytest.mark.slurm,

@@ -6,8 +6,8 @@ import re
 from typing import Iterator, Tuple
 
 import pytest
-from neighbours import script, switched_on
 from site_tools import Site
+from slurm_conf import script, switched_on
 
 pytestmark = pytest.mark.slurm
 

@@ -7,13 +7,10 @@ $W in it prints where it runs: `host`, or `image`; $D is a name that the other r
 from __future__ import annotations
 
 import re
-import time
-from contextlib import contextmanager
-from typing import Dict, Iterator, NamedTuple
+from typing import Dict, NamedTuple
 
 from site_tools import Site
 
-CONF = "/etc/slurm/slurm.conf"
 ASK = "--container=debian-12"
 WHERE = "test -e /etc/demo-image && echo image || echo host"
 SETUP = """\
@@ -132,17 +129,3 @@ def plain(text: str) -> str:
     text = re.sub(r"\bStepId=\d+", "StepId=ID", text)
     text = re.sub(r"/dev/pts/\d+", "/dev/pts/N", text)
     return re.sub(r"\b(job|JOB|STEP|out|err|slurm)([ -])\d+", r"\1\2ID", text)
-
-
-@contextmanager
-def configured(site: Site, change: str) -> Iterator[None]:
-    """slurm.conf changed by a command of sed's."""
-    site.need("cluster", "exec", "ctl", "cp", CONF, f"{CONF}.kept")
-    site.need("cluster", "exec", "ctl", "sed", "-i", change, CONF)
-    site.need("cluster", "exec", "ctl", "scontrol", "reconfigure")
-    time.sleep(1)  # slurmd reads it after scontrol has had its answer
-    try:
-        yield
-    finally:
-        site.need("cluster", "exec", "ctl", "mv", f"{CONF}.kept", CONF)
-        site.need("cluster", "exec", "ctl", "scontrol", "reconfigure")

@@ -1,7 +1,8 @@
-"""Slurm with other parts of it, or of others, switched on for the tests of a module."""
+"""slurm.conf changed for the tests of a module: daemons start anew, or only read it again."""
 
 from __future__ import annotations
 
+import time
 from contextlib import contextmanager
 from typing import Dict, Iterator, Sequence
 
@@ -37,6 +38,20 @@ def switched_on(site: Site, lines: Sequence[str], files: Dict[str, str]) -> Iter
         site.need("cluster", "restart")
         for node in NODES:
             script(site, node, REMOVE_CGROUPS)
+
+
+@contextmanager
+def configured(site: Site, change: str) -> Iterator[None]:
+    """slurm.conf changed by a command of sed's: for keys that need no daemon to start anew."""
+    site.need("cluster", "exec", "ctl", "cp", CONF, f"{CONF}.kept")
+    site.need("cluster", "exec", "ctl", "sed", "-i", change, CONF)
+    site.need("cluster", "exec", "ctl", "scontrol", "reconfigure")
+    time.sleep(1)  # slurmd reads it after scontrol has had its answer
+    try:
+        yield
+    finally:
+        site.need("cluster", "exec", "ctl", "mv", f"{CONF}.kept", CONF)
+        site.need("cluster", "exec", "ctl", "scontrol", "reconfigure")
 
 
 def script(site: Site, node: str, text: str) -> str:
