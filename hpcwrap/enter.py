@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+from functools import partial
 from typing import Dict, Iterable, List, NoReturn, Optional, Sequence
 
 from hpcwrap import log, owners, paths, record, run, schedulers
@@ -19,14 +20,14 @@ from hpcwrap.job import Job, User
 FAILED = 125
 """What hpcwrap-enter ends with, too, when the command could not be started at all."""
 
-PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-
 
 def enter(job: Job, command: Sequence[str], variables: Iterable[str] = ()) -> int:
-    """Run a command as the job's user in its container, on our terminal, to its end.
+    """Run a command as the job's user in its container, to its end.
 
     `variables` are K=V for the command.  Returns its exit code, 128 + N when signal N ended it.
     """
+    from hpcwrap import terminal
+
     program = paths.enter_program()
     if not os.path.exists(program):
         raise SiteError(f"cannot find {program}", "compile it by `hpcwrap setup`")
@@ -34,10 +35,7 @@ def enter(job: Job, command: Sequence[str], variables: Iterable[str] = ()) -> in
     argv = [program, place.directory, "--", *command]
     env = {**login_environment(job.user), **dict(split(variable) for variable in variables)}
     made = record.read_record(place)
-    child = os.fork()
-    if child == 0:
-        become_command(job, argv, env, made)
-    return wait(child)
+    return terminal.run(partial(become_command, job, argv, env, made))
 
 
 def become_command(
@@ -129,17 +127,3 @@ def split(variable: str) -> tuple[str, str]:
     """K=V as a pair; K alone takes its value from our own environment, as `env` does it."""
     name, sign, value = variable.partition("=")
     return name, value if sign else os.environ.get(name, "")
-
-
-def wait(child: int) -> int:
-    """Wait for the command; signals for us are passed on to it, ^C reaches it by the terminal."""
-    for number in PASSED_ON:
-        signal.signal(number, lambda caught, _frame: os.kill(child, caught))
-    for number in (signal.SIGINT, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_IGN)
-    # Still a zombie, whose number is nobody else's, until nothing can be passed on to it any more.
-    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
-    for number in PASSED_ON:
-        signal.signal(number, signal.SIG_IGN)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return 128 - code if code < 0 else code

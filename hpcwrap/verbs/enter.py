@@ -14,13 +14,14 @@ import os
 import struct
 import sys
 from contextlib import suppress
+from functools import partial
 from typing import List, NoReturn, Optional, Tuple
 
-from hpcwrap import config, enter, log, paths
+from hpcwrap import config, enter, log, paths, terminal
 from hpcwrap import run as programs
 from hpcwrap.config import Settings
 from hpcwrap.errors import SiteError, UserError
-from hpcwrap.job import Job, find_user
+from hpcwrap.job import Job, User, find_user
 from hpcwrap.schedulers import slurm_enter
 from hpcwrap.schedulers.states import find_command
 from hpcwrap.textfile import read_text
@@ -65,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     if place is not None and node is None:
         return join(place, arguments.job, command or SHELL)
     if is_number(arguments.job) and find_command("squeue", settings.slurm_commands):
-        begin_step(arguments.job, node, command or SHELL, settings)
+        return begin_step(arguments.job, node, command or SHELL, settings)
     raise UserError(
         f"cannot enter the job {arguments.job}: it has no container on this node",
         "say this on a node where it runs, see `hpcwrap status`",
@@ -145,10 +146,11 @@ def owner_of(place: paths.JobPaths) -> Optional[int]:
 # ---- by a step of Slurm's ----
 
 
-def begin_step(
-    job_id: str, node: Optional[str], command: List[str], settings: Settings
-) -> NoReturn:
-    """Become srun, as the job's user.  Raises UserError for what srun would not explain."""
+def begin_step(job_id: str, node: Optional[str], command: List[str], settings: Settings) -> int:
+    """Become srun, or have a child become it as the job's user; its code.
+
+    Raises UserError for what srun would not explain.
+    """
     job = slurm_enter.read_job(job_id, settings)
     check(job, job_id, node)
     user = find_user(job.uid)
@@ -156,17 +158,27 @@ def begin_step(
         raise UserError(f"cannot enter the job {job_id}: it is {user.name}'s", "only its user may")
     there = node or slurm_enter.own_node(job.nodes) or job.nodes[0]
     argv = slurm_enter.step(job, there, command, settings, terminal=sys.stdin.isatty())
-    env = dict(os.environ)
     if os.geteuid() == 0:
-        kept = {name: env[name] for name in (slurm_enter.KEPT, "TERM") if name in env}
-        env = {**enter.login_environment(user), **kept}
+        return terminal.run(partial(become_step, argv, user))
+    try:
+        programs.execute(argv, slurm_enter.clean(dict(os.environ)))
+    except OSError as error:
+        raise SiteError(f"cannot start {argv[0]}: {error.strerror}") from error
+
+
+def become_step(argv: List[str], user: User) -> NoReturn:
+    """Root's child becomes srun, as the job's user: a process's edge."""
+    kept = {name: os.environ[name] for name in (slurm_enter.KEPT, "TERM") if name in os.environ}
+    env = {**enter.login_environment(user), **kept}
+    try:
         enter.become(user)
         with suppress(OSError):
             os.chdir(user.home)
-    try:
         programs.execute(argv, slurm_enter.clean(env))
     except OSError as error:
-        raise SiteError(f"cannot start {argv[0]}: {error.strerror}") from error
+        log.say(f"cannot start {argv[0]}: {error.strerror}")
+    finally:
+        os._exit(enter.FAILED)
 
 
 def check(job: slurm_enter.Running, job_id: str, node: Optional[str]) -> None:
