@@ -14,6 +14,8 @@ JOBS = 90
 SEED = int(os.environ.get("HPCWRAP_CHURN_SEED", "6"))
 
 
+# Longer than the churn's own patience, whose report says what was waited for.
+@pytest.mark.timeout(800)
 def test_nothing_is_left_after_a_churn(four: FourNodes) -> None:
     report = Churn(four, SEED, JOBS).run()
     print(tables(report))

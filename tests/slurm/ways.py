@@ -122,7 +122,9 @@ def run(site: Site, script: str, ask: str) -> Ended:
 
 def plain(text: str) -> str:
     """Without numbers of jobs, times, directories, and what is said or not by chance."""
-    chance = re.compile(r"s(run|alloc): job \d+ |(Killed|Terminated)$")
+    chance = re.compile(
+        r"s(run|alloc): job \d+ |srun: (Job \d+ step creation|Step created)|(Killed|Terminated)$"
+    )
     text = "\n".join(line for line in text.splitlines() if not chance.match(line))
     text = re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", "TIME", text)
     text = re.sub(r"ways-(in|out)", "WAYS", text)

@@ -69,8 +69,9 @@ PrologFlags=Alloc
 LaunchParameters=use_interactive_step
 ReturnToService=2
 
-# Quick turns for tests: schedule at once, say soon that a step has ended, forgive a busy machine.
-SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=5
+# Quick turns for tests: schedule at once (bf_: heterogeneous jobs, too), say soon that a step has
+# ended, forgive a busy machine.
+SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=1
 EpilogMsgTime=0
 KillWait=5
 MessageTimeout=30
