@@ -99,6 +99,7 @@ static int carry_to_job(spank_t spank, const char *name)
 {
     unsetenv(ASKED_BY_JOB);
     unsetenv(ASKED_BY_STEP);
+    unsetenv(HETEROGENEOUS);
     if (!name) {
         spank_job_control_unsetenv(spank, CONTROL);
         unsetenv("SLURM_CONTAINER");
@@ -180,10 +181,11 @@ static struct {
     struct entry entry;
     struct view view;
     int timing; /* append-only file, -1 = none */
+    int lock;   /* root's alone: a lock on what the user may read could be the user's, fcntl(2) */
     long microseconds;
     char directory[PATH_MAX]; /* the step's, on the host */
     char error[ENTER_ERROR_SIZE];
-} step = {.timing = -1};
+} step = {.timing = -1, .lock = -1};
 
 static const char *get_variable(void *where, const char *name)
 {
@@ -252,8 +254,10 @@ static void read_record(spank_t spank, uint32_t job, uint32_t number)
     }
     step.wanted = true;
     view_look(&step.view);
-    if (enter_open(&step.entry, directory, step.error) == 0)
+    if (enter_open(&step.entry, directory, step.error) == 0) {
         step.timing = openat(directory, "timing", O_WRONLY | O_APPEND | O_CLOEXEC | O_NOFOLLOW);
+        step.lock = openat(directory, "leases", O_WRONLY | O_CLOEXEC | O_NOFOLLOW);
+    }
     close(directory);
 }
 
@@ -300,7 +304,7 @@ static bool join(void)
     if (!missed && enter_join(&step.entry, step.error) < 0)
         return false;
     if (!missed)
-        missed = view_show(&step.view, step.timing);
+        missed = view_show(&step.view, step.lock);
     if (missed)
         snprintf(step.error, sizeof step.error, "cannot show the job's own %s in the container: %m",
                  missed);

@@ -101,6 +101,33 @@ def test_the_jobs_private_directories_are_the_containers(site: Site) -> None:
     assert site.eventually(lambda: script(site, "n1", f"find /var/lib/jobs -name {job}") == "")
 
 
+def test_its_user_cannot_keep_root_waiting(site: Site) -> None:
+    """What a rank locks, while it has root's rights, the user can have no lock on."""
+    held = """
+import fcntl, sys, time
+directory = "/run/hpcwrap/jobs/" + sys.argv[1] + "/"
+files = [open(directory + name, "rb") for name in ("entry", "record.json", "timing")]
+for file in files:
+    fcntl.lockf(file, fcntl.LOCK_SH)
+print("held", flush=True)
+time.sleep(300)
+"""
+    site.need("cluster", "exec", "n1", "tee", "/tmp/hold.py", stdin=held)
+    stay = "#!/bin/sh\ntouch here-$SLURM_JOB_ID; sleep 300\n"
+    job = site.submit(stay, TINY, "-wn1").stdout.strip()
+    assert site.eventually(lambda: site.alice("ls", f"here-{job}").code == 0, 60), site.job(job)
+    holds = f"runuser -u alice -- python3 /tmp/hold.py {job} >/tmp/held 2>&1 & echo $!"
+    holder = script(site, "n1", holds).strip()
+    try:
+        assert site.eventually(lambda: script(site, "n1", "cat /tmp/held") == "held\n")
+        srun = ("timeout", "-s", "KILL", "30", "srun", f"--jobid={job}", "--overlap")
+        assert site.alice(*srun, "echo", "inside").stdout == "inside\n"
+    finally:
+        script(site, "n1", f"kill {holder}")
+        site.alice("scancel", job)
+    assert site.eventually(lambda: site.has_ended(job), 60)
+
+
 def test_they_are_as_without_a_container(site: Site) -> None:
     ask = "stat -c '%a %U %n' /tmp /dev/shm; touch /tmp/x /dev/shm/x && echo written"
     said = [
