@@ -67,3 +67,11 @@ def test_a_step_of_a_component_repeats_its_container_and_no_other(site: Site) ->
     assert job.output.splitlines().count("code 1") == 2
     assert "cannot run this step in the container debian-12: its job's is busybox-1" in job.output
     assert "cannot name a container for each component of a step" in job.output
+
+
+def test_a_job_from_within_is_no_component(site: Site) -> None:
+    """A step of a component may lack a record, for others ask: only the prolog knows of whom."""
+    script = "#!/bin/sh\necho ${SLURM_HET_SIZE:-alone}\n"
+    words = ("env", "SLURM_HET_SIZE=2", "sbatch", "--container=busybox-1", "--wait", "-owithin")
+    assert site.alice(*words, stdin=script).code == 0
+    assert site.alice("cat", "within").stdout == "alone\n"
