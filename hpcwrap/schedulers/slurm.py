@@ -32,7 +32,9 @@ serves_pmi = True
 """slurmstepd is the server, as srun's --mpi says."""
 
 CONTROL_VARIABLE = "SPANK_HPCWRAP_CONTAINER"
-COMMENT_WORD = re.compile(r"(?:^|\s)hpcwrap=(\S+)(?=\s|$)")
+COMMENT_WORD = re.compile(r"(?:^|\s)hpcwrap=(\S+)(?=\s|$)", re.ASCII)
+"""Of what is a blank to submit/slurm.lua, too: a word that it does not see was checked by nobody."""
+
 MUNGE_DIRECTORY = "/run/munge"
 COMMANDS = (
     *("srun", "sbatch", "salloc", "scancel", "squeue", "sinfo", "scontrol", "sacct", "sstat"),

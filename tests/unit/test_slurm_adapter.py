@@ -90,6 +90,9 @@ def test_a_user_whom_the_node_does_not_know_is_who_slurm_says() -> None:
         ("myhpcwrap=a", None),
         ("hpcwrap= a", None),
         ("hpcwrap=", None),
+        ("hpcwrap=a x\u00a0hpcwrap=b", "a"),
+        ("x\u2003hpcwrap=b", None),
+        ("hpcwrap=a x\x1fhpcwrap=none", "a"),
     ],
 )
 def test_word_of_the_comment(comment: str, name: str) -> None:
