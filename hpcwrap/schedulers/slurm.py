@@ -33,7 +33,7 @@ serves_pmi = True
 
 CONTROL_VARIABLE = "SPANK_HPCWRAP_CONTAINER"
 COMMENT_WORD = re.compile(r"(?:^|\s)hpcwrap=(\S+)(?=\s|$)", re.ASCII)
-"""Of what is a blank to submit/slurm.lua, too: a word that it does not see was checked by nobody."""
+"""With blanks as submit/slurm.lua has them: a word that it does not see was checked by nobody."""
 
 MUNGE_DIRECTORY = "/run/munge"
 COMMANDS = (
