@@ -19,6 +19,9 @@ LEAF_LINKS = 2
 """Hard links of a directory without directories in it (inode(7)); most of these are small, and a
 mount costs the prolog time."""
 
+LEFT_OUT = frozenset(("/dev", "/etc", "/home", "/proc", "/root", "/run", "/sys", "/tmp", "/var"))
+"""Programs do not lie there: to look into these would cost the prolog more than it saves the job."""
+
 MOST_MOUNTS = 100
 MOST_ENTRIES = 5000
 """Of a container, and looked at of a directory: an image can have a million."""
@@ -86,14 +89,12 @@ def _ancestors(paths: Iterable[str]) -> Set[str]:
 
 def _alone(image: int, root: int, path: str, changed: FrozenSet[str]) -> Iterator[Tuple[int, int]]:
     """The image's large directories below one, open, and where they are in the overlay."""
-    for name in _directories(image):
+    for name in _large(image, path):
         with _both(image, root, name) as (source, target):
-            if target < 0:
-                continue
             where = f"{path}/{name}"
-            if where in changed:
+            if target >= 0 and where in changed:
                 yield from _alone(source, target, where, changed)
-            elif os.fstat(source).st_nlink > LEAF_LINKS:
+            elif target >= 0:
                 yield source, target
 
 
@@ -114,10 +115,20 @@ def _both(image: int, root: int, name: str) -> Iterator[Tuple[int, int]]:
             os.close(target)
 
 
-def _directories(directory: int) -> List[str]:
+def _large(directory: int, path: str) -> List[str]:
+    """Names of directories that have directories, and may have programs."""
     with os.scandir(directory) as entries:
         seen = islice(entries, MOST_ENTRIES)
-        return [entry.name for entry in seen if entry.is_dir(follow_symlinks=False)]
+        found = [
+            entry
+            for entry in seen
+            if entry.is_dir(follow_symlinks=False) and f"{path}/{entry.name}" not in LEFT_OUT
+        ]
+        return [each.name for each in found if _links(each) > LEAF_LINKS]
+
+
+def _links(entry: os.DirEntry[str]) -> int:
+    return entry.stat(follow_symlinks=False).st_nlink
 
 
 def _bind(source: int, target: int) -> None:
