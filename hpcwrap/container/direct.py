@@ -20,7 +20,7 @@ LEAF_LINKS = 2
 mount costs the prolog time."""
 
 LEFT_OUT = frozenset(("/dev", "/etc", "/home", "/proc", "/root", "/run", "/sys", "/tmp", "/var"))
-"""Programs do not lie there: to look into these would cost the prolog more than it saves the job."""
+"""Programs do not lie there: to look into them would cost the prolog more than it saves the job."""
 
 MOST_MOUNTS = 100
 MOST_ENTRIES = 5000
