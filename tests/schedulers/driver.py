@@ -212,6 +212,14 @@ class Driver(ClusterSite, ABC):
         """Submit a job and wait for its end."""
         return self.wait(self.submit(ask))
 
+    def begin(self) -> Tuple[Submission, str, str]:
+        """Start a job in busybox-1; with its node, and the file whose removal ends it."""
+        mark = f"{self.new_name()}.on"
+        script = f"uname -n >{mark}; while [ -e {mark} ]; do sleep 0.2; done\n"
+        submission = self.submit(Ask(script, "busybox-1"))
+        assert self.eventually(lambda: self.alice("cat", mark).stdout != "", LONG), submission
+        return submission, self.alice("cat", mark).stdout.strip(), mark
+
     def outputs(self, submission: Submission) -> Tuple[str, ...]:
         """The output of the job, or of each element of an array."""
         return tuple(self._texts(submission, "out"))

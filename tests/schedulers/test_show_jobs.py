@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, Dict, List, Optional
 
-from driver import LONG, Ask, Driver
+from driver import LONG, Driver
 
 
 def show(driver: Driver, node: str, job: str, user: str = "root") -> Optional[Dict[str, Any]]:
@@ -26,11 +26,7 @@ def become(user: str) -> List[str]:
 
 
 def test_a_job_is_shown_to_its_user_and_to_root_and_entered(driver: Driver) -> None:
-    mark = driver.new_name()
-    script = f"uname -n >{mark}.on; while [ -e {mark}.on ]; do sleep 0.2; done\n"
-    submission = driver.submit(Ask(script, "busybox-1"))
-    assert driver.eventually(lambda: driver.alice("cat", f"{mark}.on").stdout != "", LONG)
-    node = driver.alice("cat", f"{mark}.on").stdout.strip()
+    submission, node, mark = driver.begin()
     runs = show(driver, node, submission.id)
     assert runs is not None
     assert (runs["user"], runs["environment"]) == ("alice", "busybox-1")
@@ -39,7 +35,7 @@ def test_a_job_is_shown_to_its_user_and_to_root_and_entered(driver: Driver) -> N
     assert enter(driver, node, submission.id) == "alice\nbusybox-1\n"
     assert enter(driver, node, runs["job"], "alice") == "alice\nbusybox-1\n"
     assert enter(driver, node, runs["job"], "bob") == ""
-    driver.alice("rm", f"{mark}.on")
+    driver.alice("rm", mark)
     assert driver.wait(submission).code == 0
     assert driver.eventually(lambda: "ended" in (show(driver, node, submission.id) or ()), LONG)
     ended = show(driver, node, runs["job"], "alice")

@@ -6,7 +6,7 @@ import json
 from typing import Any, Dict
 
 from cluster_site import NODES
-from driver import LONG, Ask, Driver
+from driver import Driver
 
 
 def status(driver: Driver) -> Dict[str, Any]:
@@ -17,11 +17,7 @@ def status(driver: Driver) -> Dict[str, Any]:
 
 
 def test_a_job_from_its_begin_to_its_end(driver: Driver) -> None:
-    mark = driver.new_name()
-    script = f"uname -n >{mark}.on; while [ -e {mark}.on ]; do sleep 0.2; done\n"
-    submission = driver.submit(Ask(script, "busybox-1"))
-    assert driver.eventually(lambda: driver.alice("cat", f"{mark}.on").stdout != "", LONG)
-    node = driver.alice("cat", f"{mark}.on").stdout.strip()
+    submission, node, mark = driver.begin()
     assert_top_shows_it(driver, node)
     told = status(driver)
     number = submission.id.partition(".")[0]
@@ -30,7 +26,7 @@ def test_a_job_from_its_begin_to_its_end(driver: Driver) -> None:
     if "container in status" not in driver.CANNOT:
         assert job["container"].partition("@")[0] == "busybox-1"
     assert {each["name"]: each["state"] for each in told["nodes"]} == dict.fromkeys(NODES, "up")
-    driver.alice("rm", f"{mark}.on")
+    driver.alice("rm", mark)
     assert driver.wait(submission).code == 0
     ids = [each["id"] for each in status(driver)["jobs"]]
     assert submission.id not in ids
