@@ -126,7 +126,8 @@ def plain(text: str) -> str:
         r"s(run|alloc): job \d+ |srun: (Job \d+ step creation|Step created)|(Killed|Terminated)$"
     )
     text = "\n".join(line for line in text.splitlines() if not chance.match(line))
-    text = re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", "TIME", text)
+    # With milliseconds from 25.05 on.
+    text = re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{3})?", "TIME", text)
     text = re.sub(r"ways-(in|out)", "WAYS", text)
     text = re.sub(r"\bStepId=\d+", "StepId=ID", text)
     text = re.sub(r"/dev/pts/\d+", "/dev/pts/N", text)
