@@ -87,14 +87,14 @@ def test_a_host_that_is_older_than_the_image_is_refused(site: Site, hello: str) 
 def test_a_host_that_needs_a_newer_glibc_is_refused(site: Site, hello: str, newer: None) -> None:
     assert refused(
         site,
-        srun(site, "debian-12-host", "pmix", hello),
+        srun(site, "debian-12-host", "none", hello),
         "cannot use the host's libraries for Open MPI in this image: "
         "libmpi.so.40.40.7 needs glibc 2.38, the image has 2.36",
     )
 
 
 def test_a_program_for_an_older_open_mpi_runs_with_the_hosts_newer_one(
-    site: Site, hello: str, newer: None
+    site: Site, hello: str, newer: None, pmix: None
 ) -> None:
     assert found_each_other(srun(site, "openmpi-13-host", "pmix", hello))
 
