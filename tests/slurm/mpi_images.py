@@ -7,6 +7,12 @@ from typing import Sequence
 
 from site_tools import REPOSITORY, Ran, Site
 
+# Debian's openmpi-common of sid has btl_tcp_if_include=lo in /etc/openmpi/openmpi-mca-params.conf.
+ENVIRONMENT = """\
+image: registry:5000/{}:latest
+variables:
+  set: {{OMPI_MCA_btl_tcp_if_include: 10.77.0.0/24}}
+"""
 PROGRAM = REPOSITORY / "tools" / "imagelib" / "programs" / "mpi-hello.c"
 
 
@@ -14,7 +20,7 @@ def add_images(site: Site, *names: str) -> None:
     """Push images of tools/image, and make an environment of each, and one with the host's MPI."""
     for name in names:
         site.need("image", "push", name)
-        site.add_environment(name, f"image: registry:5000/{name}:latest\n")
+        site.add_environment(name, ENVIRONMENT.format(name))
         site.add_environment(f"{name}-host", f"base: {name}\nmpi: host\n")
 
 

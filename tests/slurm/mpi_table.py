@@ -1,4 +1,4 @@
-"""Open MPI of images under the PMIx of Slurm's releases: `python tests/slurm/mpi_table.py`.
+"""Open MPI of images under Slurm's releases: `python tests/slurm/mpi_table.py`.
 
 test_mpi_table.py tries each cell; this writes them into docs/admins.md, between its marks.
 """
@@ -6,7 +6,7 @@ test_mpi_table.py tries each cell; this writes them into docs/admins.md, between
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Dict
+from typing import Dict, Tuple
 
 GUIDE = Path(__file__).parents[2] / "docs" / "admins.md"
 BEGIN, END = "<!-- from here on made by tests/slurm/mpi_table.py -->\n", "<!-- to here -->\n"
@@ -22,18 +22,24 @@ IMAGES = {
     "openmpi-13": "Open MPI 5.0, PMIx 5.0 (Debian 13)",
     "openmpi-sid": "Open MPI 6.0, PMIx 7.0 (sid)",
 }
-TABLE: Dict[str, Dict[str, str]] = {
-    "22.05": dict.fromkeys(IMAGES, WORKS),
-    "24.11": dict.fromkeys(IMAGES, WORKS),
-    "26.05": dict.fromkeys(IMAGES, REFUSED),
+SRUN, MPIRUN = "srun --mpi=pmix", "mpirun"
+TABLE: Dict[Tuple[str, str], Dict[str, str]] = {
+    ("22.05", SRUN): dict.fromkeys(IMAGES, WORKS),
+    ("22.05", MPIRUN): dict.fromkeys(IMAGES, WORKS),
+    ("24.11", SRUN): dict.fromkeys(IMAGES, WORKS),
+    ("24.11", MPIRUN): dict.fromkeys(IMAGES, WORKS),
+    ("26.05", SRUN): dict.fromkeys(IMAGES, REFUSED),
+    ("26.05", MPIRUN): dict.fromkeys(IMAGES, WORKS),
 }
-"""What comes of `srun --mpi=pmix` on two nodes."""
+"""What comes of ranks on two nodes, by the release of Slurm and what starts them."""
 
 
 def render() -> str:
-    """The table in Markdown: a row for each release of Slurm."""
-    rows = [["", *IMAGES.values()], ["---"] * (len(IMAGES) + 1)]
-    rows += [[title, *TABLE[release].values()] for release, title in SERVERS.items()]
+    """The table in Markdown: a row for each release of Slurm and each way."""
+    rows = [["", "ranks by", *IMAGES.values()], ["---"] * (len(IMAGES) + 2)]
+    rows += [
+        [SERVERS[release], f"`{way}`", *found.values()] for (release, way), found in TABLE.items()
+    ]
     return "".join(f"| {' | '.join(row)} |\n".replace("|  |", "| |") for row in rows)
 
 

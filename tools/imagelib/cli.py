@@ -23,7 +23,7 @@ from imagelib.synthetic import SYNTHETIC
 EPILOG = """\
 The images: debian-12 (Debian 12 with Open MPI, three layers) and busybox-1 (two tiny layers), both
 made from Debian packages of the mirror that this machine's apt uses; mpirun-12 (Open MPI, MPICH,
-OpenSSH, numpy); openmpi-13 and mpich-12 (one MPI's libraries, of Debian 13 and 12); musl-1 and
+OpenSSH, numpy); openmpi-13 and mpich-12 (one MPI, of Debian 13 and 12); musl-1 and
 sid-1 (busybox with musl; a shell with Debian's newest glibc); and synthetic
 (3 GiB in 20 layers, made of nothing, for the benchmarks).  For example:
 

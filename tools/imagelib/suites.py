@@ -1,7 +1,7 @@
-"""Small images of one MPI from one suite of Debian: its libraries, a shell, and no more.
+"""Small images of one MPI from one suite of Debian: what it takes to run it, a shell, and no more.
 
 Packages are unpacked and not configured, which takes seconds: nothing in there is to run but what
-finds its libraries by itself.
+finds its libraries by itself. (So mpirun has its own name alone: mpirun.openmpi.)
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def recipe(name: str, title: str, suite: str, *packages: str) -> Recipe:
     return Recipe(name, make, settings(name, title, SYSTEM_PATH, "/", "sh"))
 
 
-OPENMPI_13 = recipe("openmpi-13", "Open MPI 5 and PMIx 5", "trixie", "libopenmpi40")
-OPENMPI_SID = recipe("openmpi-sid", "Open MPI 6 and PMIx 7", "sid", "libopenmpi40")
+OPENMPI_13 = recipe("openmpi-13", "Open MPI 5 and PMIx 5", "trixie", "openmpi-bin")
+OPENMPI_SID = recipe("openmpi-sid", "Open MPI 6 and PMIx 7", "sid", "openmpi-bin")
 MPICH_12 = recipe("mpich-12", "MPICH 4.0, which knows PMI2 only", "bookworm", "libmpich12")
 SUITES = {each.name: each for each in (OPENMPI_13, OPENMPI_SID, MPICH_12)}
