@@ -21,6 +21,8 @@ BESIDE = ("--overlap", "--mem=0", "--nodes=1", "--ntasks=1", "--mpi=none")
 KEPT = "SLURM_CONF"
 """The one variable of Slurm's that does not speak of another job."""
 
+UNCONFIGURED = "Could not establish a configuration", "Unable to process configuration file"
+"""What a command of Slurm's ends with where there is no configuration, or none that it takes."""
 
 FIELDS = (("JobID", 12), ("UserID", 12), ("State", 16), ("NodeList", 4096), ("admin_comment", 1024))
 """What squeue(1) is asked for, with widths; none of it is text of the job's user."""
@@ -47,13 +49,23 @@ def read_job(job_id: str, settings: Settings) -> Running:
         text = ask("squeue", words, settings.slurm_commands).decode(errors="surrogateescape")
     except CommandError as error:
         if "Invalid job id" not in error.stderr:
-            raise SiteError(f"cannot ask Slurm for the job {job_id}: {error.message}") from error
+            raise refused(job_id, error) from error
         text = ""
     jobs = [parse_job(line) for line in text.splitlines() if line.strip()]
     if not jobs:
         reason = f"cannot enter the job {job_id}: no such job waits or runs"
         raise UserError(reason, "see `hpcwrap status`")
     return next((job for job in jobs if job.state == "RUNNING"), jobs[0])
+
+
+def refused(job_id: str, error: CommandError) -> SiteError:
+    """What is told of an error of squeue: that this host is outside of the cluster, or its own."""
+    if any(text in error.stderr for text in UNCONFIGURED):
+        return SiteError(
+            f"cannot ask Slurm for the job {job_id}: this host has no slurm.conf that it can read",
+            f"say this on a submit host or on a node of the job, or name the file by ${KEPT}",
+        )
+    return SiteError(f"cannot ask Slurm for the job {job_id}: {error.message}")
 
 
 def parse_job(line: str) -> Running:

@@ -104,6 +104,13 @@ def test_what_is_not_there_is_said(site: Site, job: Tuple[str, str]) -> None:
     end(site, bare)
 
 
+def test_a_host_outside_of_the_cluster_is_told(site: Site) -> None:
+    ran = site.alice("env", "SLURM_CONF=/dev/null", "hpcwrap", "enter", "1")
+    assert (ran.code, ran.stderr.count("\n")) == (3, 1)
+    assert "this host has no slurm.conf that it can read (say this on a submit host" in ran.stderr
+    assert "squeue" not in ran.stderr
+
+
 RUN = "exec hpcwrap run --user alice --memory 200m busybox-1 -- sh -c 'cat >/dev/null'"
 
 
