@@ -8,12 +8,13 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
-from typing import Dict, List, Sequence, Type
+from typing import Dict, List, Type
 
 REPOSITORY = Path(__file__).parents[2]
 sys.path[:0] = [str(REPOSITORY / "tests"), str(Path(__file__).parent)]
 
-from driver import FEATURES, Driver  # noqa: E402  (the path has to be set first)
+import guide_tables  # noqa: E402  (the path has to be set first)
+from driver import FEATURES, Driver  # noqa: E402
 
 GUIDE = REPOSITORY / "docs" / "schedulers.md"
 TITLES = {
@@ -23,7 +24,6 @@ TITLES = {
     "pbs": "PBS",
     "lsf": "LSF",
 }
-BEGIN, END = "<!-- from here on made by tests/schedulers/table.py -->\n", "<!-- to here -->\n"
 
 
 def drivers() -> Dict[str, Type[Driver]]:
@@ -45,9 +45,9 @@ def render() -> str:
     ]
     return "\n".join(
         [
-            *table(["", "in the script", "on the command line"], named),
+            *guide_tables.table(["", "in the script", "on the command line"], named),
             "",
-            *table(["", *TITLES.values()], cells),
+            *guide_tables.table(["", *TITLES.values()], cells),
             "",
             *(f"{number}. {reason}." for number, reason in enumerate(reasons, 1)),
             "",
@@ -64,16 +64,6 @@ def cell(name: str, driver: Type[Driver], feature: str, reasons: List[str]) -> s
     return f"no ({len(reasons)})"
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> List[str]:
-    """Lines of a table in Markdown."""
-    return [line(headings), line(["---"] * len(headings)), *map(line, rows)]
-
-
-def line(cells: Sequence[str]) -> str:
-    """A row."""
-    return f"| {' | '.join(cells)} |".replace("|  |", "| |")
-
-
 def code(text: str) -> str:
     """Text as a user types it."""
     return f"`{text}`"
@@ -81,9 +71,7 @@ def code(text: str) -> str:
 
 def rewritten(text: str) -> str:
     """The guide with the tables as they are now."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{render()}\n{END}{after}"
+    return guide_tables.rewritten(text, "tests/schedulers/table.py", render())
 
 
 if __name__ == "__main__":

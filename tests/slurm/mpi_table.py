@@ -5,11 +5,16 @@ test_mpi_table.py tries each cell; this writes them into docs/admins.md, between
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Dict, Tuple
 
-GUIDE = Path(__file__).parents[2] / "docs" / "admins.md"
-BEGIN, END = "<!-- from here on made by tests/slurm/mpi_table.py -->\n", "<!-- to here -->\n"
+REPOSITORY = Path(__file__).parents[2]
+sys.path.insert(0, str(REPOSITORY / "tests"))
+
+import guide_tables  # noqa: E402  (the path has to be set first)
+
+GUIDE = REPOSITORY / "docs" / "admins.md"
 
 WORKS, REFUSED = "works", "refused by srun: no PMIx"
 SERVERS = {
@@ -36,18 +41,16 @@ TABLE: Dict[Tuple[str, str], Dict[str, str]] = {
 
 def render() -> str:
     """The table in Markdown: a row for each release of Slurm and each way."""
-    rows = [["", "ranks by", *IMAGES.values()], ["---"] * (len(IMAGES) + 2)]
-    rows += [
+    rows = [
         [SERVERS[release], f"`{way}`", *found.values()] for (release, way), found in TABLE.items()
     ]
-    return "".join(f"| {' | '.join(row)} |\n".replace("|  |", "| |") for row in rows)
+    headings = ["", "ranks by", *IMAGES.values()]
+    return "".join(f"{line}\n" for line in guide_tables.table(headings, rows))
 
 
 def rewritten(text: str) -> str:
     """The guide with the table as it is now."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{render()}\n{END}{after}"
+    return guide_tables.rewritten(text, "tests/slurm/mpi_table.py", render())
 
 
 if __name__ == "__main__":
