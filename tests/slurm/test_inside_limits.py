@@ -7,7 +7,7 @@ import re
 from typing import Any, Dict, Iterator, List
 
 import pytest
-from site_tools import Job, Site
+from site_tools import REPOSITORY, Job, Site
 from slurm_conf import script, switched_on
 
 pytestmark = pytest.mark.slurm
@@ -26,6 +26,7 @@ ConstrainRAMSpace=yes
 ConstrainDevices=yes
 """
 MEMORY = 200 << 20
+OPENMP = REPOSITORY / "tests" / "openmp.c"
 
 # As a JVM does it (HotSpot, cgroupSubsystem_linux.cpp): the hierarchy's mount from mountinfo, the
 # first below /sys/fs/cgroup before all others; in it the own cgroup, by a root that is / or the
@@ -116,6 +117,14 @@ def test_ranks_are_bound_as_without_a_container(site: Site) -> None:
     inside = site.batch(f"#!/bin/sh\n{ask}\n", "--container=debian-12", *options)
     assert outside.code == inside.code == 0
     assert sorted(inside.output.split()) == sorted(outside.output.split())
+
+
+def test_openmp_has_a_thread_for_each_cpu_of_its_rank(site: Site) -> None:
+    site.need("cluster", "as", "alice", "tee", "openmp.c", stdin=OPENMP.read_text())
+    ask = "--cpu-bind=cores sh -c 'echo $(./openmp) of $(nproc)'"
+    steps = f"gcc -fopenmp -o openmp openmp.c\nsrun -n1 -c2 {ask}\nsrun -n2 -c1 {ask}\n"
+    job = site.batch(f"#!/bin/sh\n{steps}", "--container=debian-12", "-n2", "-N1", "--mem=200")
+    assert job.output.splitlines() == ["2 2 2 of 2", *["1 1 1 of 1"] * 2]
 
 
 def test_memory_beyond_the_limit_ends_the_step(site: Site) -> None:

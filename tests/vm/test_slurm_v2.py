@@ -1,17 +1,30 @@
 """Slurm with task/cgroup on cgroup v2: its limits hold in a container, and no others are made."""
 
+import subprocess
+from pathlib import Path
+
 import pytest
-from vm import Slurm, Vm
+from vm import REPOSITORY, Slurm, Vm
 
 pytestmark = pytest.mark.vm
 
 STEP = "/sys/fs/cgroup/step_0/user"
+OPENMP = "/usr/local/bin/openmp"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def environment(vm: Vm) -> None:
-    vm.add_image("slurm")
+def environment(vm: Vm, tmp_path_factory: pytest.TempPathFactory) -> None:
+    vm.add_file(OPENMP, compiled(REPOSITORY / "tests/openmp.c", tmp_path_factory.mktemp("openmp")))
+    vm.add_image("slurm", OPENMP)
     vm.add_environment("slurm", image="slurm")
+
+
+def compiled(source: Path, directory: Path) -> bytes:
+    """A program with all its libraries in it, for the machine has neither compiler nor libgomp."""
+    program = directory / "program"
+    words = ["gcc", "-O2", "-s", "-static", "-fopenmp", "-o", str(program), str(source)]
+    subprocess.run(words, check=True, capture_output=True)
+    return program.read_bytes()
 
 
 def test_a_rank_is_in_the_steps_cgroup(slurm: Slurm) -> None:
@@ -21,8 +34,10 @@ def test_a_rank_is_in_the_steps_cgroup(slurm: Slurm) -> None:
 
 
 def test_the_steps_limits_are_seen_inside(slurm: Slurm) -> None:
-    done = slurm.srun("slurm", f"cat {STEP}/memory.max; nproc; cat {STEP}/cpuset.cpus.effective")
-    assert done.stdout.splitlines() == [str(64 << 20), "1", "0"], done.stderr
+    """OpenMP starts as many threads as the rank has CPUs; the machine has two."""
+    ask = f"cat {STEP}/memory.max; nproc; cat {STEP}/cpuset.cpus.effective; {OPENMP}"
+    done = slurm.srun("slurm", ask)
+    assert done.stdout.splitlines() == [str(64 << 20), "1", "0", "1 1 1"], done.stderr
 
 
 def test_the_jobs_cgroup_is_the_top_of_all_that_is_seen(slurm: Slurm) -> None:

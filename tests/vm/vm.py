@@ -3,6 +3,9 @@
     def test_something(vm: Vm) -> None:
         assert "memory" in vm.need("cat /sys/fs/cgroup/cgroup.controllers")
 
+    def test_a_program_of_ours(vm: Vm) -> None:
+        vm.add_file("/usr/local/bin/mine", Path("mine").read_bytes())
+
     def test_a_container(vm: Vm) -> None:
         vm.add_image("tools", "/usr/bin/ibv_devices")      # busybox, and these programs
         vm.add_environment("mine", image="tools", shm_size="64m")
@@ -17,6 +20,7 @@ else is kept until the machine ends.  The work tree is at /hpcwrap, as it was wh
 started, and may be written to without a trace.
 """
 
+import base64
 import json
 import os
 import shlex
@@ -36,6 +40,9 @@ __all__ = ["Machine", "Slurm", "ToolError", "Vm", "make"]
 
 # Seconds, for a machine that is busy with other things, too: only a script that hangs needs them.
 PATIENCE = 240.0
+
+# A script is one argument: 128 KiB (execve(2), MAX_ARG_STRLEN).  Of base64, a multiple of 4.
+PART = 120_000
 
 SITE = "python3 -I /hpcwrap/tests/vm/site_in_vm.py"
 
@@ -74,6 +81,13 @@ class Vm:
         image is to lack.
         """
         self.need(f"{SITE} image {name} '{' '.join(without)}' {' '.join(programs)}")
+
+    def add_file(self, path: str, content: bytes) -> None:
+        """Write a file that root owns and all may run; in parts, as long as an argument may be."""
+        text = base64.b64encode(content).decode()
+        self.need(f": >{path}; chmod 755 {path}")
+        for start in range(0, len(text), PART):
+            self.need(f"base64 -d <<<{text[start : start + PART]} >>{path}")
 
     def add_environment(self, name: str, **keys: Any) -> None:
         """Write an environment's file; values are those of its keys."""
