@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional
 
+from cluster_site import KEEP
 from site_tools import REPOSITORY, SETTINGS, TOOLS, Job, Site
 
 NODES = tuple(f"n{number}" for number in range(1, 9))
@@ -42,6 +44,8 @@ class Nodes(Site):
 
     def bring_up(self) -> None:
         """Cluster, hpcwrap, two small images, and the front's address where skopeo looks."""
+        if not os.environ.get(KEEP):
+            self.need("cluster", "down")
         self.need("cluster", "up", "--nodes", str(len(NODES)))
         self.need("image", "push", "busybox-1")
         shutil.copy(LIMITER, self.path("shared", "limiter.py"))

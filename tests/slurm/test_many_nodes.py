@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from typing import Iterator, List
 
 import pytest
+from cluster_site import state_of
 from node_tools import CACHE, NODES, OWN_STORE, STORE, Nodes
 from site_tools import Job
 
 pytestmark = pytest.mark.slurm
 
-STATE = "/var/tmp/hpcwrap-test-nodes"
 RATE = 800_000
 """Bytes a second: the image of 1 MB takes more than a second, and all nodes meet in it."""
 
@@ -23,11 +22,10 @@ INSIDE = "front@sha256:"
 @pytest.fixture(scope="module", name="cluster")
 def bring_up() -> Iterator[Nodes]:
     """Eight nodes with hpcwrap."""
-    nodes = Nodes(STATE)
+    nodes = Nodes(f"{state_of('slurm')}-nodes")
     nodes.bring_up()
     yield nodes
-    if not os.environ.get("HPCWRAP_TEST_KEEP"):
-        nodes.need("cluster", "down")
+    nodes.take_down()
 
 
 @pytest.fixture(name="nodes")
