@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 import pytest
-from cluster_site import Clusters, state_of
+from cluster_site import REPOSITORY, TOOLS, Clusters, state_of
 
-sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "schedulers"))
+sys.path[:0] = [str(REPOSITORY / "tests" / "schedulers"), str(TOOLS)]
 
-from driver_htcondor import HtCondor
+from driver_htcondor import HtCondor  # noqa: E402  (the path has to be set first)
 
 
 @pytest.fixture(scope="session")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Iterator, List
 
 import pytest
 from cluster_site import NODES
+from clusterlib import lifecycle, roots
 from driver import LONG
 from driver_htcondor import HtCondor
 from submitting import TRANSFER, Jobs
@@ -233,3 +235,13 @@ def test_check_tells_of_another_file_that_wins(pool: HtCondor) -> None:
     assert ran.code == 3
     assert re.search(r"^wrong .*SINGULARITY .*is /usr/bin/apptainer", ran.stdout, re.M)
     assert re.search(r"^wrong .*DOCKER .*is /usr/bin/docker", ran.stdout, re.M)
+
+
+def test_the_tree_below_running_nodes_is_not_cleaned_away(pool: HtCondor, tmp_path: Path) -> None:
+    """tools/cluster makes another tree for another list of packages, and removes older ones."""
+    tree = Path(lifecycle.read_marks(pool.state)["lower_root"])
+    assert tree.name.startswith("htcondor-trixie-")
+    assert str(tree) not in roots.unused(str(tree.parent), "htcondor-trixie")
+    older = tmp_path / f"htcondor-trixie-{0:012}"
+    older.mkdir()
+    assert roots.unused(str(tmp_path), "htcondor-trixie") == [str(older)]

@@ -51,13 +51,26 @@ def holders(state: str) -> list[Holder]:
     return found
 
 
+def lower_roots() -> set[str]:
+    """The trees that nodes of any cluster are over."""
+    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    return {words[5] for words in map(_words_of_holder, pids) if words}
+
+
 def _holder(pid: int, state: str) -> Optional[Holder]:
-    words = command_line(pid)
-    if len(words) != 8 or words[1] != "-I" or words[3] != state:
-        return None
-    if os.path.basename(words[2]) != os.path.basename(INIT) or not _is_root(pid):
+    words = _words_of_holder(pid)
+    if not words or words[3] != state:
         return None
     return Holder(pid, words[7], int(words[4]), words[5], words[6], _is_process_one(pid))
+
+
+def _words_of_holder(pid: int) -> list[str]:
+    """The command line of a root's init.py; empty for any other process."""
+    words = command_line(pid)
+    if len(words) != 8 or words[1] != "-I":
+        return []
+    ours = os.path.basename(words[2]) == os.path.basename(INIT) and _is_root(pid)
+    return words if ours else []
 
 
 def command_line(pid: int) -> list[str]:

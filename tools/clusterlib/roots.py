@@ -8,6 +8,8 @@ import os
 import shutil
 from typing import Sequence
 
+from clusterlib.processes import lower_roots
+
 NODE = (
     *("docker-registry", "skopeo", "squashfs-tools", "isal", "pigz", "zstd"),
     *("ca-certificates", "procps", "passwd", "python3", "python3-venv", "util-linux", "iproute2"),
@@ -34,10 +36,15 @@ def ensure(name: str, suite: str, packages: Sequence[str]) -> str:
     os.makedirs(cache.DEFAULT_CACHE, 0o755, exist_ok=True)
     with cache.locked(cache.DEFAULT_CACHE):
         if not os.path.isdir(path):
-            for older in glob.glob(f"{cache.DEFAULT_CACHE}/{name}-*"):
+            for older in unused(cache.DEFAULT_CACHE, name):
                 shutil.rmtree(older)
             make(path, suite, packages, source)
     return path
+
+
+def unused(directory: str, name: str) -> list[str]:
+    """Trees of this name, of whatever packages, but for those that running nodes are over."""
+    return sorted(set(glob.glob(f"{directory}/{name}-*")) - lower_roots())
 
 
 def make(path: str, suite: str, packages: Sequence[str], source: str) -> None:
