@@ -12,6 +12,7 @@ for _ in 1 2; do
 done
 
 # Not even Python ran.  Slurm drains the node when an epilog fails, and there is no need: what is to
-# be done can be done without.
+# be done can be done without; the job's leases are left to a sweep, which the next prolog starts.
 /usr/bin/umount --lazy "$job/ns/mnt" "$job/ns/user" 2>/dev/null
+/usr/bin/rm -f /run/hpcwrap/swept
 exec /usr/bin/rm -r --one-file-system "$job"

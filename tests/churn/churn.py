@@ -315,7 +315,7 @@ def main(argv: Sequence[str]) -> int:
         report = Churn(site, options.seed, options.jobs).run()
     finally:
         if not options.keep:
-            site.need("cluster", "down")
+            site.take_down()
     print(tables(report))
     if options.json:
         Path(options.json).write_text(json.dumps(report._asdict(), indent=1) + "\n")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Dict, Iterable, List, NamedTuple
+from typing import Dict, FrozenSet, Iterable, List, NamedTuple
 
-from clusterlib import lifecycle, processes
+from clusterlib import lifecycle, processes, reboot
 from deck import IMAGES, Work
 from site_tools import Site
 
@@ -19,6 +19,15 @@ SLURM_CONF = """\
 # Ended jobs stay known until the churn has been counted.
 MinJobAge=86400
 MaxJobCount=20000
+# Each job's processes are in its cgroups, which Slurm can remove only when they are empty.
+ProctrackType=proctrack/cgroup
+TaskPlugin=task/cgroup
+"""
+
+CGROUP_CONF = """\
+CgroupPlugin=cgroup/v1
+CgroupMountpoint=/sys/fs/cgroup
+ConstrainRAMSpace=yes
 """
 
 PROVISION = """\
@@ -98,7 +107,12 @@ class Row(NamedTuple):
 
 
 class FourNodes(Site):
-    """The cluster; commands of root's are started at once, without the tool's own start."""
+    """The cluster; commands of root's are started at once, without the tool's own start.
+
+    `unwatched` are jobs whose slurmstepd was killed: nobody is left to remove their cgroups.
+    """
+
+    unwatched: FrozenSet[str] = frozenset()
 
     def bring_up(self) -> None:
         """Cluster, hpcwrap, images and environments."""
@@ -107,6 +121,7 @@ class FourNodes(Site):
         self.need("image", "push", "busybox-1")
         with self.path("etc-slurm", "slurm.conf").open("a") as file:
             file.write(SLURM_CONF)
+        self.path("etc-slurm", "cgroup.conf").write_text(CGROUP_CONF)
         self.path("shared", "provision.sh").write_text(PROVISION)
         self.need("site")
         for name in (*IMAGES, "broken"):
@@ -116,6 +131,12 @@ class FourNodes(Site):
         self.tell_scheduler()
         for node in NODES:
             self.run(node, "sh", "/shared/provision.sh")
+
+    def take_down(self) -> None:
+        """The cluster, and Slurm's cgroups, which are the machine's."""
+        super().take_down()
+        for node in NODES:
+            reboot.remove_cgroups(node)
 
     def path(self, *names: str) -> Path:
         """A path in the cluster's state, seen from outside."""
@@ -133,6 +154,13 @@ class FourNodes(Site):
     def pids(self) -> Dict[str, int]:
         """Node → its process 1; another after a reboot."""
         return lifecycle.node_pids(self.state)
+
+    def cgroups(self, node: str) -> List[str]:
+        """Cgroups of jobs, Slurm's and hpcwrap's."""
+        tops = Path("/sys/fs/cgroup").glob(f"*/slurm_{node}")
+        jobs = [path for top in tops for path in top.glob("uid_*/job_*")]
+        found = [str(path) for path in jobs if path.name.partition("_")[2] not in self.unwatched]
+        return found + super().cgroups(node)
 
     # ---- jobs ----
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from contextlib import suppress
@@ -20,6 +21,8 @@ PAUSE = 0.002
 
 SLURMD = ("slurmd", "slurmd-wlm")
 """What slurmd calls itself, in Debian 12 and later."""
+
+TITLE = re.compile(r"^slurmstepd: \[(\d+)\.")
 
 Choice = TypeVar("Choice")
 
@@ -79,11 +82,18 @@ def kill_daemon(site: FourNodes, node: str) -> bool:
 
 def kill_slurmstepd(site: FourNodes, blow: Blow) -> bool:
     """Kill who watches a step; its node is asked at once which jobs it has, else in minutes."""
-    found = [pid for pid in descendants(site.pids.values()) if name_of(pid) == "slurmstepd"]
-    if not found or not kill(pick(found, blow)):
+    running = [pid for pid in descendants(site.pids.values()) if name_of(pid) == "slurmstepd"]
+    found = {pid: job for pid in running for job in watched_by(pid)}
+    if not found or not kill(pid := pick(list(found), blow)):
         return False
+    site.unwatched |= {found[pid]}
     site.run("ctl", "scontrol", "reconfigure")
     return True
+
+
+def watched_by(pid: int) -> List[str]:
+    """The job of a slurmstepd, by its title, `slurmstepd: [JOB.STEP]`; none before it has one."""
+    return TITLE.findall(" ".join(processes.command_line(pid)))
 
 
 def collect_garbage(site: FourNodes, blow: Blow) -> bool:

@@ -20,6 +20,6 @@ def test_nothing_is_left_after_a_churn(four: FourNodes) -> None:
     report = Churn(four, SEED, JOBS).run()
     print(tables(report))
     assert report.is_well, tables(report)
-    seen = ("record", "pin", "image mount", "process", "lease", "loop device")
+    seen = ("record", "pin", "image mount", "process", "lease", "loop device", "cgroup")
     assert min(report.peak[kind] for kind in seen) > 0, "the census sees nothing"
     assert {"red", "blue", "HOST"} <= set(report.marks)

@@ -67,15 +67,38 @@ def test_an_epilog_waits_for_a_prolog_whose_slurmd_was_killed(four: FourNodes) -
 
 def test_leases_that_a_boot_has_lost_go_with_the_next_job(four: FourNodes) -> None:
     job = submit(four, "red", "sleep 60")
-
-    def leases() -> List[str]:
-        return [each for each in census.below(four, "leases/*/*") if each.endswith(f":{job}")]
-
-    assert four.eventually(lambda: bool(leases())), four.job(job)
+    assert four.eventually(lambda: bool(leases(four, job))), four.job(job)
     four.need("cluster", "reboot", NODE, "sh", "/shared/provision.sh")
     four.run("ctl", "scancel", job)
     assert four.eventually(lambda: four.has_ended(job), 60), four.job(job)
-    assert leases(), "nobody on the node knows of the job any more"
+    assert leases(four, job), "nobody on the node knows of the job any more"
+    assert_the_next_job_sweeps(four, job)
+
+
+def test_leases_that_an_epilog_without_python_has_lost_go_with_the_next_job(
+    four: FourNodes,
+) -> None:
+    python = "/opt/hpcwrap/bin/python3"
+    job = submit(four, "red", "sleep 60")
+    assert four.eventually(lambda: bool(leases(four, job))), four.job(job)
+    four.run(NODE, "mount", "--bind", "/bin/false", python)
+    try:
+        four.run("ctl", "scancel", job)
+        assert four.eventually(lambda: four.has_ended(job), 60), four.job(job)
+    finally:
+        four.run(NODE, "umount", python)
+    assert leases(four, job), "only Python knows of them"
+    assert not four.drained()
+    assert_the_next_job_sweeps(four, job)
+
+
+def leases(four: FourNodes, job: str) -> List[str]:
+    """What the store has of a job."""
+    return [each for each in census.below(four, "leases/*/*") if each.endswith(f":{job}")]
+
+
+def assert_the_next_job_sweeps(four: FourNodes, job: str) -> None:
+    """One more job on the node, and those of the other are gone."""
     ran = four.alice("srun", f"--nodelist={NODE}", "--container=red", "cat", "/churn-image")
     assert ran.stdout == "red\n"
-    assert four.eventually(lambda: not leases())
+    assert four.eventually(lambda: not leases(four, job))

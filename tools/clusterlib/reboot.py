@@ -6,9 +6,11 @@ before the scheduler's daemon starts, as a site's provisioning does.
 
 from __future__ import annotations
 
+import glob
 import os
 import signal
 import subprocess
+from contextlib import suppress
 from typing import Mapping, Optional, Sequence
 
 from clusterlib import leftovers, lifecycle, network, services_slurm
@@ -26,6 +28,7 @@ def reboot(state: str, node: str, provision: Sequence[str]) -> None:
         old = node_pid(state, node)
         words = command_line(old)
         switch_off(old)
+        remove_cgroups(node)
         pids = lifecycle.node_pids(state)
         wait_for_the_wire(pids[CONTROLLER], node)
         pids[node] = switch_on(state, node, words)
@@ -52,6 +55,23 @@ def switch_off(pid: int) -> None:
     """
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: state_of(pid) in ("", "Z"), PATIENCE_S, f"process {pid} did not end")
+
+
+def remove_cgroups(node: str) -> None:
+    """Remove Slurm's of a node that is dead: they are the machine's, and a boot would end them.
+
+    They stay busy until the kernel has buried the last of the node's processes.
+    """
+    tops = glob.glob(f"/sys/fs/cgroup/*/slurm_{node}")
+
+    def are_gone() -> bool:
+        with suppress(OSError):
+            for directory, _, _ in (each for top in tops for each in os.walk(top, topdown=False)):
+                os.rmdir(directory)
+            return True
+        return False
+
+    wait_until(are_gone, PATIENCE_S, f"the cgroups of the dead {node} stayed")
 
 
 def state_of(pid: int) -> str:
