@@ -81,6 +81,8 @@ def test_salloc_where_it_starts_no_step(site: Site) -> None:
 
 # ---- clients without the plugin ----
 
+UNTIL_NOTED = f"{SCRIPT}until [ -e noted ]; do sleep 0.1; done\n"
+
 
 def rest(site: Site, **job: object) -> "Tuple[Dict[str, object], str]":
     """Submit by slurmrestd, which serves one request on its standard input: answer and log."""
@@ -92,7 +94,7 @@ def rest(site: Site, **job: object) -> "Tuple[Dict[str, object], str]":
         **job,
     }
     version, options = served(site)
-    body = json.dumps({"script": SCRIPT, "job": fields})
+    body = json.dumps({"script": UNTIL_NOTED, "job": fields})
     request = (
         f"POST /slurm/{version}/job/submit HTTP/1.1\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\n\r\n{body}"
@@ -118,13 +120,15 @@ def served(site: Site) -> Tuple[str, str]:
 
 
 def test_a_job_by_slurmrestd(site: Site) -> None:
-    site.alice("rm", "-f", "rest.out")
+    site.alice("rm", "-f", "rest.out", "noted")
     job = str(rest(site, container="busybox-1")[0]["job_id"])
-    assert site.eventually(lambda: site.has_ended(job))
-    assert site.alice("cat", "rest.out").stdout == "in busybox-1.\n"
-    # Where the filter does not know the digest yet, the prolog has it told.
+    # Where the filter does not know the digest yet, the prolog has it told while the job runs:
+    # Slurm takes no comment for one that has ended.
     noted = "AdminComment=hpcwrap=busybox-1@sha256:"
     assert site.eventually(lambda: noted in site.job(job)), site.job(job)
+    site.alice("touch", "noted")
+    assert site.eventually(lambda: site.has_ended(job))
+    assert site.alice("cat", "rest.out").stdout == "in busybox-1.\n"
 
 
 def test_slurmrestd_tells_why_it_refuses(site: Site) -> None:
