@@ -455,6 +455,16 @@ local function mark(text, job)
     end
 end
 
+-- The stage's line, in slurmctld's log, which is syslog where the site has it so.  The job has no number
+-- yet, and the name of its user may be a question to a directory, under slurmctld's locks.  A line
+-- that cannot be written decides nothing.
+local function log_stage(job, key, text)
+    pcall(function()
+        local value = text:find('[%c%s"=\\]') and '"' .. text:gsub('[%c"\\]', "?") .. '"' or text
+        slurm.log_info("hpcwrap: stage=submit uid=%d %s=%s", job.user_id, key, value)
+    end)
+end
+
 -- What was asked for, checked; the word that says so to the prolog.
 local function check(known, text, job)
     local name, pin = split_pin(text)
@@ -499,6 +509,7 @@ local function submit(known, job, partitions)
     if not carried then
         mark(text, job)
     end
+    log_stage(job, "image", word)
 end
 
 -- The container was settled at submission; a comment may change around its word.
@@ -543,7 +554,11 @@ return function(path)
     local M = {}
 
     function M.submit(job, partitions, _)
-        return guard(slurm.log_user, function()
+        local function tell(format, sentence)
+            slurm.log_user(format, sentence)
+            log_stage(job, "error", sentence)
+        end
+        return guard(tell, function()
             if not known then
                 error(tostring(reason) .. " (run: hpcwrap setup slurm --table)", 0)
             end

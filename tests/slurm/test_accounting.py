@@ -57,6 +57,16 @@ def test_the_digest_that_a_job_runs_is_in_its_admin_comment(site: Site, fresh: s
     assert site.eventually(lambda: admin_comment(site, job) == noted), admin_comment(site, job)
 
 
+def test_a_submission_leaves_its_line_in_slurmctlds_log(site: Site) -> None:
+    for name in ("debian-12", "no-such"):
+        site.alice("sbatch", "--test-only", f"--container={name}", stdin=SCRIPT)
+    lines = site.root("ctl", "grep", "stage=submit", "/var/log/slurm/slurmctld.log").stdout
+    assert re.search(
+        r"hpcwrap: stage=submit uid=2001 image=debian-12@sha256:[0-9a-f]{64}$", lines, re.M
+    )
+    assert "uid=2001 error=\"there is no environment 'no-such'" in lines
+
+
 # ---- syslog ----
 
 

@@ -45,11 +45,11 @@ BROKEN_TABLES: List[Optional[str]] = [
 ]
 
 DRIVER = """
-local said, logged = {}, {}
+local said, logged, noted = {}, {}, {}
 slurm = { SUCCESS = 0, ERROR = -1, ESLURM_ACCESS_DENIED = 2002 }
 function slurm.log_user(format, ...) said[#said + 1] = string.format(format, ...) end
 function slurm.log_error(format, ...) logged[#logged + 1] = string.format(format, ...) end
-slurm.log_info = slurm.log_error
+function slurm.log_info(format, ...) noted[#noted + 1] = string.format(format, ...) end
 local function strict(fields)
     local written = {}
     return setmetatable({}, {
@@ -69,7 +69,7 @@ debug.sethook(function() steps = steps + 1 end, "", 1)
 local code = hpcwrap[call.verb](strict(call.job), call.verb == "submit" and call.partitions
     or call.record, call.job.user_id, call.job.user_id)
 debug.sethook()
-io.stderr:write(steps)
+io.stderr:write(steps, "\\n", table.concat(noted, "\\n"))
 show("code", code)
 for _, name in ipairs({ "comment", "container", "admin_comment" }) do
     show(name, call.job[name])
@@ -129,6 +129,7 @@ class Filter:
     def __init__(self, lua: str, directory: pathlib.Path) -> None:
         self.lua = lua
         self.steps = 0  # instructions of Lua that the last call took
+        self.noted = ""  # what the last call left in slurmctld's log, errors aside
         self.directory = directory
         self.table = directory / "table.lua"
         self.table.write_text(make_table(config(*SITE)))
@@ -150,7 +151,8 @@ class Filter:
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        self.steps = int(done.stderr)
+        steps, _, self.noted = done.stderr.partition("\n")
+        self.steps = int(steps)
         return parse(done.stdout)
 
     def submit(self, partitions: Optional[Mapping[str, Any]] = None, **job: Any) -> Outcome:

@@ -444,6 +444,27 @@ def test_container_cannot_be_changed(lua: Filter) -> None:
     assert lua.modify({"container": "debian-12"}, {"container": "debian-12"}).code == 0
 
 
+# ---- slurmctld's log ----
+
+
+def test_a_submission_leaves_a_line(lua: Filter) -> None:
+    lua.submit(spank_job_env=spank("debian-12"))
+    assert lua.noted == f"hpcwrap: stage=submit uid={ALICE} image={PIN}"
+    lua.submit(container="none")
+    assert lua.noted == f"hpcwrap: stage=submit uid={ALICE} image=none"
+    lua.submit()
+    assert lua.noted == ""
+
+
+def test_a_refusal_leaves_one_that_no_user_can_forge(lua: Filter) -> None:
+    done = lua.submit(container='x"\nhpcwrap stage=submit\\')
+    assert done.code == -1
+    line = "hpcwrap: stage=submit uid=2001 error=\"there is no environment 'x??hpcwrap stage"
+    assert lua.noted.startswith(line)
+    assert lua.noted.count('"') == 2
+    assert lua.noted.count("\n") == lua.noted.count("\\") == 0
+
+
 # ---- when something is wrong with us ----
 
 
