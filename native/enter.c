@@ -215,6 +215,16 @@ int enter_open(struct entry *entry, int directory, char *error)
     return parse(entry, size, error);
 }
 
+void enter_close(struct entry *entry)
+{
+    free(entry->text);
+    if (entry->user_namespace >= 0)
+        close(entry->user_namespace);
+    if (entry->mount_namespace >= 0)
+        close(entry->mount_namespace);
+    *entry = (struct entry){.user_namespace = -1, .mount_namespace = -1};
+}
+
 /* ---- limits ---- */
 
 static const struct {
@@ -309,7 +319,7 @@ int enter_join(const struct entry *entry, char *error)
     return 0;
 }
 
-int enter_name_length(const struct entry *entry)
+static int name_length(const struct entry *entry)
 {
     const char *digest = strrchr(entry->container, '@');
     return digest ? (int)(digest - entry->container) : (int)strlen(entry->container);
@@ -317,7 +327,7 @@ int enter_name_length(const struct entry *entry)
 
 bool enter_is_named(const struct entry *entry, const char *name)
 {
-    size_t length = (size_t)enter_name_length(entry);
+    size_t length = (size_t)name_length(entry);
     if (strcmp(entry->container, name) == 0)
         return true;
     return strlen(name) == length && strncmp(entry->container, name, length) == 0;

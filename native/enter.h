@@ -39,6 +39,9 @@ struct variables {
  * namespaces are opened at once, for their paths may mean nothing in the caller's later ones. */
 int enter_open(struct entry *entry, int directory, char *error);
 
+/* Forget an entry that was read, for another. */
+void enter_close(struct entry *entry);
+
 /* Set the limits that the entry names, setrlimit(2); all others stay as the scheduler set them.  Only
  * root can raise a hard limit, so whoever becomes the user later calls this before. */
 int enter_limits(const struct entry *entry, char *error);
@@ -60,8 +63,5 @@ const char *enter_note(const struct entry *entry, const struct variables *variab
 
 /* Is the container what this name asks for: NAME, NAME@DIGEST, or the user's own image? */
 bool enter_is_named(const struct entry *entry, const char *name);
-
-/* Bytes of the container's name: what stands before its digest. */
-int enter_name_length(const struct entry *entry);
 
 #endif

@@ -4,7 +4,9 @@
  *                                                      environment, which only the prolog sees, or
  *                                                      into the step's, which only enter sees
  * slurmstepd                     init                  as root, still in the host's namespaces:
- *                                                      read the record, open the namespaces
+ *                                                      read the record, open the namespaces; for a
+ *                                                      step that asks for another container than
+ *                                                      its job's, run the prolog first
  *                                user_init             as the user: note the working directory
  *                                task_init_privileged  a rank, last thing as root: limits, join
  *                                task_post_fork        root again, beside it: the cgroups are there
@@ -15,6 +17,7 @@
  * rank.  Hooks return -1, never an ESPANK number, which up to 24.11 counts as success. */
 #define _GNU_SOURCE
 #include "enter.h"
+#include "stage.h"
 #include "view.h"
 
 #include <dlfcn.h>
@@ -55,6 +58,10 @@ __attribute__((used)) static const char built_for[] = BUILT_FOR(SLURM_VERSION_NU
 
 static const char *jobs = "/run/hpcwrap/jobs";
 
+/* Seconds for the prolog of a step's own container.  A step that is cancelled meanwhile drains the
+ * node after UnkillableStepTimeout, 60 s (slurmstepd step_terminate_monitor.c). */
+static int patience = 45;
+
 /* ---- the client ---- */
 
 /* Slurm has no SPANK item for its own options, but its clients export the option table and its
@@ -75,8 +82,7 @@ static bool find_options(struct option_table *table)
     return table->options && table->get && table->reset && table->is_set;
 }
 
-/* A step of a job that exists already: the job's container is settled, the step only names it.  For
- * a step over several components of a heterogeneous job, srun calls once for each, and sends the
+/* A step of a job that exists already: the step's slurmstepd sees to it (note_own).  For a step over several components of a heterogeneous job, srun calls once for each, and sends the
  * same environment to all. */
 static int carry_to_step(const char *name)
 {
@@ -148,8 +154,8 @@ static int carry(spank_t spank, const struct option_table *table)
     }
     if (name && is_bundle(name))
         name = NULL;
-    /* From 23.02 on a step with a container and no oci.conf breaks PMIx (pmixp_info.c), and every
-     * step of ours has its container from its job. */
+    /* From 23.02 on a step with a container and no oci.conf breaks PMIx (pmixp_info.c), and no step
+     * of ours has its container from Slurm. */
     if (srun && name)
         table->reset(table->options, "container");
     if (in_job)
@@ -224,34 +230,22 @@ static const char *asked_by_job(spank_t spank, uint32_t number)
 
 static void note_missing_record(spank_t spank, uint32_t number, int reason)
 {
-    const char *by_step = get_variable(spank, ASKED_BY_STEP);
-    const char *by_job = asked_by_job(spank, number);
-    const char *name = by_job && strcmp(by_job, "none") != 0 ? by_job : by_step;
+    const char *name = asked_by_job(spank, number);
     if (reason == ENOENT && (!name || strcmp(name, "none") == 0))
         return;
     step.wanted = true;
     if (reason != ENOENT)
         snprintf(step.error, sizeof step.error, "cannot open the job's record in %s: %s", jobs,
                  strerror(reason));
-    else if (name == by_job)
+    else
         snprintf(step.error, sizeof step.error,
                  "cannot find the container %s: the prolog left no record on this node "
                  "(the site's Prolog and PrologFlags=Alloc must be set)", name);
-    else
-        snprintf(step.error, sizeof step.error,
-                 "cannot enter the container %s: the job was submitted without one "
-                 "(a job's steps share its container; ask for it when you submit)", name);
 }
 
-static void read_record(spank_t spank, uint32_t job, uint32_t number)
+/* Opened here, for a path of the host's may mean nothing later. */
+static void take_record(int directory)
 {
-    char path[PATH_MAX];
-    snprintf(path, sizeof path, "%s/%u", jobs, job);
-    int directory = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
-    if (directory < 0) {
-        note_missing_record(spank, number, errno);
-        return;
-    }
     step.wanted = true;
     view_look(&step.view);
     if (enter_open(&step.entry, directory, step.error) == 0) {
@@ -261,12 +255,127 @@ static void read_record(spank_t spank, uint32_t job, uint32_t number)
     close(directory);
 }
 
+static void read_record(spank_t spank, uint32_t job, uint32_t number)
+{
+    char path[PATH_MAX];
+    snprintf(path, sizeof path, "%s/%u", jobs, job);
+    int directory = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (directory < 0)
+        note_missing_record(spank, number, errno);
+    else
+        take_record(directory);
+}
+
+/* ---- slurmstepd: init, for a container of the step's own ---- */
+
+/* What the prolog reads of a job: the environment of slurmstepd is slurmd's, and so the site's; that
+ * of the step is the user's, who decides nothing by it that the prolog does not ask about again. */
+static const char *const BY_SITE[] = {"SLURM_CONF", "SLURMD_NODENAME"};
+static const char *const BY_USER[] = {
+    "SLURM_NODELIST",       "SLURM_JOB_GPUS",   "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES",  "ZE_AFFINITY_MASK", "GPU_DEVICE_ORDINAL",
+};
+enum { SITES = sizeof BY_SITE / sizeof *BY_SITE, USERS = sizeof BY_USER / sizeof *BY_USER };
+enum { VARIABLES = 8 + SITES + USERS + 1 };
+
+struct list {
+    char **end;
+    bool complete; /* there was memory for all */
+};
+
+static void say(struct list *list, const char *name, const char *value)
+{
+    if (value && asprintf(list->end, "%s=%s", name, value) < 0)
+        list->complete = false;
+    else if (value)
+        list->end++;
+}
+
+static void say_number(struct list *list, const char *name, uint32_t value)
+{
+    char text[16];
+    snprintf(text, sizeof text, "%u", value);
+    say(list, name, text);
+}
+
+static bool describe_own(spank_t spank, uint32_t job, uint32_t number, const char *name,
+                         char *variables[VARIABLES])
+{
+    uid_t user;
+    gid_t group;
+    uint32_t nodes = 1;
+    struct list list = {variables, true};
+    if (spank_get_item(spank, S_JOB_UID, &user) != ESPANK_SUCCESS ||
+        spank_get_item(spank, S_JOB_GID, &group) != ESPANK_SUCCESS)
+        return false;
+    spank_get_item(spank, S_JOB_NNODES, &nodes);
+    say_number(&list, "SLURM_JOB_ID", job);
+    say_number(&list, "HPCWRAP_STEP", number);
+    say_number(&list, "HPCWRAP_STEP_OWNER", (uint32_t)getpid());
+    say_number(&list, "SLURM_JOB_UID", user);
+    say_number(&list, "SLURM_JOB_GID", group);
+    say_number(&list, "SLURM_JOB_NUM_NODES", nodes);
+    say(&list, "SLURM_JOB_WORK_DIR", get_variable(spank, "PWD"));
+    say(&list, "SPANK_" CONTROL, name);
+    for (int i = 0; i < SITES; i++)
+        say(&list, BY_SITE[i], getenv(BY_SITE[i]));
+    for (int i = 0; i < USERS; i++)
+        say(&list, BY_USER[i], get_variable(spank, BY_USER[i]));
+    return list.complete;
+}
+
+/* The name of a container that is not the job's, or NULL: a step without a word of its own has its
+ * job's, and what went wrong with that is the step's end, too. */
+static const char *find_own(spank_t spank, uint32_t number)
+{
+    const char *name = get_variable(spank, ASKED_BY_STEP);
+    if (number == SLURM_BATCH_SCRIPT || !name || strcmp(name, "none") == 0 || step.error[0])
+        return NULL;
+    return step.wanted && enter_is_named(&step.entry, name) ? NULL : name;
+}
+
+static void leave_jobs_record(void)
+{
+    if (!step.wanted)
+        return;
+    enter_close(&step.entry);
+    if (step.timing >= 0)
+        close(step.timing);
+    if (step.lock >= 0)
+        close(step.lock);
+    step.timing = step.lock = -1;
+}
+
+/* Nothing ends it with the step, for whatever slurmstepd waits for, the job's next step waits for: a
+ * sweep of the next prolog does, for this process is its owner, or the job's epilog. */
+static void make_own(spank_t spank, uint32_t job, uint32_t number, const char *name)
+{
+    static char *variables[VARIABLES];
+    char path[PATH_MAX];
+    leave_jobs_record();
+    step.wanted = true;
+    if (!describe_own(spank, job, number, name, variables)) {
+        snprintf(step.error, sizeof step.error, "cannot ask for a container for this step");
+        return;
+    }
+    if (stage_prolog(variables, patience, step.error) != STAGE_DONE)
+        return;
+    snprintf(path, sizeof path, "%s/%u.%u", jobs, job, number);
+    int directory = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (directory >= 0)
+        take_record(directory);
+    else
+        snprintf(step.error, sizeof step.error, "cannot open the step's record in %s: %m", jobs);
+}
+
 int slurm_spank_init(spank_t spank, int count, char **arguments)
 {
     uint32_t job, number;
     for (int i = 0; i < count; i++)
         if (strncmp(arguments[i], "jobs=", 5) == 0)
             jobs = arguments[i] + 5;
+        else if (strncmp(arguments[i], "patience=", 9) == 0)
+            patience = atoi(arguments[i] + 9);
         else
             slurm_error("hpcwrap: unknown argument %s in plugstack.conf", arguments[i]);
     if (spank_context() != S_CTX_REMOTE ||
@@ -274,8 +383,12 @@ int slurm_spank_init(spank_t spank, int count, char **arguments)
         spank_get_item(spank, S_JOB_STEPID, &number) != ESPANK_SUCCESS)
         return 0;
     /* The extern step starts no rank and must not keep the container from ending with the job. */
-    if (number != SLURM_EXTERN_CONT)
-        read_record(spank, job, number);
+    if (number == SLURM_EXTERN_CONT)
+        return 0;
+    read_record(spank, job, number);
+    const char *own = find_own(spank, number);
+    if (own)
+        make_own(spank, job, number, own);
     return 0;
 }
 
@@ -342,12 +455,7 @@ static void check_step_request(spank_t spank)
     if (step.error[0] == '\0' && name && strcmp(name, "none") == 0)
         snprintf(step.error, sizeof step.error,
                  "cannot run this step without a container: its job has %s "
-                 "(all steps of a job share one container)", step.entry.container);
-    if (step.error[0] == '\0' && name && !enter_is_named(&step.entry, name))
-        snprintf(step.error, sizeof step.error,
-                 "cannot run this step in the container %s: its job's is %.*s "
-                 "(all steps of a job share one container)", name,
-                 enter_name_length(&step.entry), step.entry.container);
+                 "(a step may have another one, and not none)", step.entry.container);
     if (step.error[0] == '\0' && !step.joined)
         snprintf(step.error, sizeof step.error, "cannot join the container on this node");
 }

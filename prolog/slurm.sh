@@ -1,5 +1,6 @@
 #!/bin/sh
-# Prolog= of slurm.conf: makes the job's container on this node (root, PrologFlags=Alloc).
+# Prolog= of slurm.conf: makes the job's container on this node (root, PrologFlags=Alloc); the plugin
+# runs it for a step's own container, which HPCWRAP_STEP names.
 # Slurm sets no PATH, and drains the node on any code but 0: only an unfit node gives one.
 set -u
 
@@ -13,7 +14,7 @@ code=$?
 
 # Not even Python could say what is wrong (killed, or the installation is broken): the job must not
 # run on the host, and the node must not be drained for a fault that is not its own.
-job=/run/hpcwrap/jobs/${SLURM_JOB_ID:?}
+job=/run/hpcwrap/jobs/${SLURM_JOB_ID:?}${HPCWRAP_STEP:+.$HPCWRAP_STEP}
 /usr/bin/mkdir -p "$job" && /usr/bin/rm -f "$job/entry" &&
     echo "the prolog ended with code $code on ${SLURMD_NODENAME:-this node}; see slurmd's log" \
         >"$job/error"

@@ -32,6 +32,10 @@ serves_pmi = True
 """slurmstepd is the server, as srun's --mpi says."""
 
 CONTROL_VARIABLE = "SPANK_HPCWRAP_CONTAINER"
+STEP, STEP_OWNER = "HPCWRAP_STEP", "HPCWRAP_STEP_OWNER"
+"""For a container of a step's own, whose prolog the plugin runs: the step's number, and that of its
+slurmstepd (docs/decisions/0143)."""
+
 COMMENT_WORD = re.compile(r"(?:^|\s)hpcwrap=(\S+)(?=\s|$)", re.ASCII)
 """With blanks as submit/slurm.lua has them: a word that it does not see was checked by nobody."""
 
@@ -80,13 +84,20 @@ def read_prolog(environ: Mapping[str, str]) -> Tuple[Job, Request]:
             ("account", environ.get("SLURM_JOB_ACCOUNT", "")),
         ),
         nodes=read_nodes(environ),
+        owners=read_owners(environ),
     )
     return job, read_request(environ)
 
 
 def read_job_id(environ: Mapping[str, str]) -> str:
-    """Read the job's id, which names its directory: digits only.  Raises SiteError."""
-    return _number(environ, "SLURM_JOB_ID")
+    """Read the job's id, which names its directory: digits only, or JOB.STEP.  Raises SiteError."""
+    job = _number(environ, "SLURM_JOB_ID")
+    return f"{job}.{_number(environ, STEP)}" if environ.get(STEP) else job
+
+
+def read_owners(environ: Mapping[str, str]) -> Tuple[int, ...]:
+    """Read whose life is a step's: its slurmstepd's.  None for a job, whose epilog comes."""
+    return (int(_number(environ, STEP_OWNER)),) if environ.get(STEP) else ()
 
 
 def read_gpus(environ: Mapping[str, str]) -> Optional[Gpus]:
@@ -167,7 +178,7 @@ def account(environ: Mapping[str, str], label: str) -> Optional[List[str]]:
     submit/slurm.lua notes the digests that it knows in both comments; on the job's other nodes
     nothing is to be done.
     """
-    if comment_request(environ.get("SLURM_JOB_COMMENT", "")) == label:
+    if environ.get(STEP) or comment_request(environ.get("SLURM_JOB_COMMENT", "")) == label:
         return None
     nodes = slurm_hosts.expand(environ.get("SLURM_NODELIST", ""))
     if nodes[:1] != (environ.get("SLURMD_NODENAME"),):

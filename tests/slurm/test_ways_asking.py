@@ -142,12 +142,12 @@ def test_slurmrestd_tells_why_it_refuses(site: Site) -> None:
 # ---- a step that asks for another ----
 
 
-def test_a_step_runs_in_its_jobs_container_or_not_at_all(site: Site) -> None:
-    """Repeats the name, asks for another, for none, for an image, in all ways of asking."""
+def test_a_step_runs_in_a_container_that_the_site_has_or_not_at_all(site: Site) -> None:
+    """Repeats the name, asks for none and for images, in all ways (another: test_ways_steps.py)."""
     job = site.batch(
         "#!/bin/sh\n"
         f"srun --container=debian-12 sh -c '{INSIDE}'\n"
-        "for other in busybox-1 none ./bundle /some/path docker://debian:12; do\n"
+        "for other in none ./bundle /some/path docker://debian:12; do\n"
         "  srun --container=$other echo WRONG; echo code $?\n"
         "  SRUN_CONTAINER=$other srun echo WRONG; echo code $?\n"
         f"done\nsrun sh -c '{INSIDE}'\n",
@@ -155,8 +155,9 @@ def test_a_step_runs_in_its_jobs_container_or_not_at_all(site: Site) -> None:
     )
     assert "WRONG" not in job.output
     assert job.output.count("in debian-12.\n") == 2
-    assert job.output.splitlines().count("code 1") == 10
-    assert job.output.count("(all steps of a job share one container)") == 10
+    assert job.output.splitlines().count("code 1") == 8
+    assert job.output.count("cannot run this step without a container: its job has ") == 2
+    assert job.output.count("cannot use --container=") == 6
     assert site.eventually(lambda: site.node_states() == {"idle"})
 
 

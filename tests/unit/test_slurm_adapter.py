@@ -50,6 +50,15 @@ def test_only_what_every_release_gives_is_needed() -> None:
     assert request.container is None
 
 
+def test_a_steps_own_container_is_its_slurmstepds() -> None:
+    job, request = slurm.read_prolog(environ(HPCWRAP_STEP="3", HPCWRAP_STEP_OWNER="77"))
+    assert (job.id, job.owners, request.container) == ("4711.3", (77,), "debian-12")
+    assert slurm.read_prolog(environ(HPCWRAP_STEP=""))[0].owners == ()
+    assert slurm.account(environ(HPCWRAP_STEP="3", SLURM_NODELIST="n1"), "debian-12@x") is None
+    with pytest.raises(SiteError, match="HPCWRAP_STEP"):
+        slurm.read_job_id(environ(HPCWRAP_STEP="../1"))
+
+
 @pytest.mark.parametrize(("text", "nodes"), [("8", 8), ("", 1), ("x", 1), ("-2", 1)])
 def test_nodes_of_the_job(text: str, nodes: int) -> None:
     assert slurm.read_prolog(environ(SLURM_JOB_NUM_NODES=text))[0].nodes == nodes
