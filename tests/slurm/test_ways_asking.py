@@ -183,6 +183,7 @@ def test_a_requeued_jobs_container_is_made_anew(site: Site) -> None:
     )
     job = ran.stdout.strip()
     record = f"/run/hpcwrap/jobs/{job}/record.json"
+    assert site.eventually(lambda: "Restarts=1" in site.job(job))
     assert site.eventually(lambda: "JobState=PENDING" in site.job(job))
     assert site.eventually(lambda: site.root("n1", "ls", record).code != 0)
     assert site.leftovers("n1") == []
