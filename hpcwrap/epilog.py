@@ -25,13 +25,14 @@ if TYPE_CHECKING:
 def epilog(job_id: str) -> Optional[Dict[str, Any]]:
     """Release a job's container; None when there was none.  May run twice, or after a crash.
 
-    Returns the summary of the job on this node as the log keeps it.
+    Does not wait for its turn where the job's owners are gone: whoever has it, prolog or sweep,
+    ends the job.  Returns the summary of the job on this node as the log keeps it.
     """
     place = paths.JobPaths(job_id)
     if not os.path.isdir(place.directory):
         return None
-    with owners.turn(place):
-        return finish(place)
+    with owners.turn(place, wait=owners.alive(place)) as ours:
+        return finish(place) if ours else None
 
 
 def finish(place: paths.JobPaths) -> Optional[Dict[str, Any]]:

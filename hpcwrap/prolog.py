@@ -126,6 +126,8 @@ def run(adapter: schedulers.Adapter) -> None:
         sentence = f"the prolog failed: {type(error).__name__}: {error} (please report this)"
         report_failure(job, request, sentence, watch)
         fail_job(job, sentence)
+    if job.owners and not owners.alive(paths.JobPaths(job.id)):
+        sweep_leftovers()  # of this job's own: its epilog did not wait for this prolog
 
 
 class Stopwatch:

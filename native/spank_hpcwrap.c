@@ -61,6 +61,7 @@ static const char *jobs = "/run/hpcwrap/jobs";
 /* Seconds for the prolog of a step's own container.  A step that is cancelled meanwhile drains the
  * node after UnkillableStepTimeout, 60 s (slurmstepd step_terminate_monitor.c). */
 static int patience = 45;
+enum { MOST_PATIENCE = 3600 };
 
 /* ---- the client ---- */
 
@@ -82,8 +83,9 @@ static bool find_options(struct option_table *table)
     return table->options && table->get && table->reset && table->is_set;
 }
 
-/* A step of a job that exists already: the step's slurmstepd sees to it (note_own).  For a step over several components of a heterogeneous job, srun calls once for each, and sends the
- * same environment to all. */
+/* A step of a job that exists already: its slurmstepd sees to it (find_own).  For a step over several
+ * components of a heterogeneous job, srun calls once for each, and sends the same environment to
+ * all. */
 static int carry_to_step(const char *name)
 {
     static int calls;
@@ -268,62 +270,6 @@ static void read_record(spank_t spank, uint32_t job, uint32_t number)
 
 /* ---- slurmstepd: init, for a container of the step's own ---- */
 
-/* What the prolog reads of a job: the environment of slurmstepd is slurmd's, and so the site's; that
- * of the step is the user's, who decides nothing by it that the prolog does not ask about again. */
-static const char *const BY_SITE[] = {"SLURM_CONF", "SLURMD_NODENAME"};
-static const char *const BY_USER[] = {
-    "SLURM_NODELIST",       "SLURM_JOB_GPUS",   "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES",
-    "HIP_VISIBLE_DEVICES",  "ZE_AFFINITY_MASK", "GPU_DEVICE_ORDINAL",
-};
-enum { SITES = sizeof BY_SITE / sizeof *BY_SITE, USERS = sizeof BY_USER / sizeof *BY_USER };
-enum { VARIABLES = 8 + SITES + USERS + 1 };
-
-struct list {
-    char **end;
-    bool complete; /* there was memory for all */
-};
-
-static void say(struct list *list, const char *name, const char *value)
-{
-    if (value && asprintf(list->end, "%s=%s", name, value) < 0)
-        list->complete = false;
-    else if (value)
-        list->end++;
-}
-
-static void say_number(struct list *list, const char *name, uint32_t value)
-{
-    char text[16];
-    snprintf(text, sizeof text, "%u", value);
-    say(list, name, text);
-}
-
-static bool describe_own(spank_t spank, uint32_t job, uint32_t number, const char *name,
-                         char *variables[VARIABLES])
-{
-    uid_t user;
-    gid_t group;
-    uint32_t nodes = 1;
-    struct list list = {variables, true};
-    if (spank_get_item(spank, S_JOB_UID, &user) != ESPANK_SUCCESS ||
-        spank_get_item(spank, S_JOB_GID, &group) != ESPANK_SUCCESS)
-        return false;
-    spank_get_item(spank, S_JOB_NNODES, &nodes);
-    say_number(&list, "SLURM_JOB_ID", job);
-    say_number(&list, "HPCWRAP_STEP", number);
-    say_number(&list, "HPCWRAP_STEP_OWNER", (uint32_t)getpid());
-    say_number(&list, "SLURM_JOB_UID", user);
-    say_number(&list, "SLURM_JOB_GID", group);
-    say_number(&list, "SLURM_JOB_NUM_NODES", nodes);
-    say(&list, "SLURM_JOB_WORK_DIR", get_variable(spank, "PWD"));
-    say(&list, "SPANK_" CONTROL, name);
-    for (int i = 0; i < SITES; i++)
-        say(&list, BY_SITE[i], getenv(BY_SITE[i]));
-    for (int i = 0; i < USERS; i++)
-        say(&list, BY_USER[i], get_variable(spank, BY_USER[i]));
-    return list.complete;
-}
-
 /* The name of a container that is not the job's, or NULL: a step without a word of its own has its
  * job's, and what went wrong with that is the step's end, too. */
 static const char *find_own(spank_t spank, uint32_t number)
@@ -350,15 +296,12 @@ static void leave_jobs_record(void)
  * sweep of the next prolog does, for this process is its owner, or the job's epilog. */
 static void make_own(spank_t spank, uint32_t job, uint32_t number, const char *name)
 {
-    static char *variables[VARIABLES];
     char path[PATH_MAX];
+    const struct stage stage = {spank, job, number, name, patience};
+    const struct variables asked = {.get = get_variable, .where = spank};
     leave_jobs_record();
     step.wanted = true;
-    if (!describe_own(spank, job, number, name, variables)) {
-        snprintf(step.error, sizeof step.error, "cannot ask for a container for this step");
-        return;
-    }
-    if (stage_prolog(variables, patience, step.error) != STAGE_DONE)
+    if (stage_prolog(&stage, &asked, step.error) < 0)
         return;
     snprintf(path, sizeof path, "%s/%u.%u", jobs, job, number);
     int directory = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
@@ -368,16 +311,34 @@ static void make_own(spank_t spank, uint32_t job, uint32_t number, const char *n
         snprintf(step.error, sizeof step.error, "cannot open the step's record in %s: %m", jobs);
 }
 
+/* ---- plugstack.conf ---- */
+
+static void set_patience(const char *text)
+{
+    char *end;
+    long seconds = strtol(text, &end, 10);
+    if (*text && !*end && seconds > 0 && seconds <= MOST_PATIENCE)
+        patience = (int)seconds;
+    else
+        slurm_error("hpcwrap: cannot use patience=%s in plugstack.conf (seconds, %d at most)", text,
+                    MOST_PATIENCE);
+}
+
+static void read_argument(const char *argument)
+{
+    if (strncmp(argument, "jobs=", 5) == 0)
+        jobs = argument + 5;
+    else if (strncmp(argument, "patience=", 9) == 0)
+        set_patience(argument + 9);
+    else
+        slurm_error("hpcwrap: unknown argument %s in plugstack.conf", argument);
+}
+
 int slurm_spank_init(spank_t spank, int count, char **arguments)
 {
     uint32_t job, number;
     for (int i = 0; i < count; i++)
-        if (strncmp(arguments[i], "jobs=", 5) == 0)
-            jobs = arguments[i] + 5;
-        else if (strncmp(arguments[i], "patience=", 9) == 0)
-            patience = atoi(arguments[i] + 9);
-        else
-            slurm_error("hpcwrap: unknown argument %s in plugstack.conf", arguments[i]);
+        read_argument(arguments[i]);
     if (spank_context() != S_CTX_REMOTE ||
         spank_get_item(spank, S_JOB_ID, &job) != ESPANK_SUCCESS ||
         spank_get_item(spank, S_JOB_STEPID, &number) != ESPANK_SUCCESS)

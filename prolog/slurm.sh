@@ -7,6 +7,20 @@ set -u
 prefix=${0%/share/hpcwrap/*}
 unfit=4
 
+# slurmstepd's cgroups (what is there ends with the step, and counts as the job's), and its exemption
+# from the OOM killer, are nothing for a prolog.  Slurm's own places are cgroup_v1.c's and cgroup_v2.c's.
+stand_beside_step() {
+    while IFS=: read -r _ names path; do
+        case $names:$path in
+        :*/job_*) echo $$ >"/sys/fs/cgroup${path%/job_*}/system/cgroup.procs" ;;
+        *:*/uid_*) echo $$ >"/sys/fs/cgroup/$names${path%/uid_*}/cgroup.procs" ;;
+        esac
+    done </proc/self/cgroup 2>/dev/null
+    echo 0 >/proc/self/oom_score_adj
+}
+
+[ -z "${HPCWRAP_STEP:-}" ] || stand_beside_step
+
 "$prefix/bin/python3" -I -c 'from hpcwrap.hook import main; main("prolog", "slurm")'
 code=$?
 [ "$code" -eq 0 ] && exit 0

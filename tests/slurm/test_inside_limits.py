@@ -9,6 +9,7 @@ from typing import Any, Dict, Iterator, List
 import pytest
 from site_tools import REPOSITORY, Job, Site
 from slurm_conf import script, switched_on
+from step_tools import ends_late
 
 pytestmark = pytest.mark.slurm
 
@@ -107,6 +108,23 @@ def test_processes_are_in_the_jobs_cgroup_and_in_none_of_ours(site: Site, job: J
             path = document["own"][controller]
             assert re.search(rf"/uid_2001/job_{job.id}/step_(batch|\d)(/task_\d)?$", path)
             assert "hpcwrap" not in path
+
+
+def test_a_step_in_another_container_sees_its_jobs(site: Site) -> None:
+    text = f"#!/bin/sh\nsrun --container=debian-12 -n2 --mem=100 {READ}\n"
+    document, _ = seen(site.batch(text, "-n2", "-N1", f"--mem={MEMORY >> 20}").output)
+    assert (document["memory"], document["jvm memory"]) == (MEMORY, 100 << 20)
+
+
+def test_a_steps_prolog_is_in_none_of_its_cgroups(site: Site) -> None:
+    """Nor exempt from the OOM killer; neither does the end of step and job end it."""
+    said = ends_late(site, "n1")
+    assert ":freezer:/slurm" in said
+    assert "/job_" not in said
+    assert said.endswith("\n0\ncode 0\n")
+    find = f"find /sys/fs/cgroup/*/slurm* -name job_{said.split()[1]}"
+    assert site.eventually(lambda: script(site, "n1", find) == "")
+    assert site.eventually(lambda: site.leftovers("n1") == [])
 
 
 def test_ranks_are_bound_as_without_a_container(site: Site) -> None:

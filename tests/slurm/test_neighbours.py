@@ -101,6 +101,16 @@ def test_the_jobs_private_directories_are_the_containers(site: Site) -> None:
     assert site.eventually(lambda: script(site, "n1", f"find /var/lib/jobs -name {job}") == "")
 
 
+def test_a_step_in_another_container_has_them_too(site: Site) -> None:
+    """Its prolog is on the host, even where slurmstepd is not (EntireStepInNS)."""
+    ask = "cat /tmp/mine; echo in ${HPCWRAP_CONTAINER%%@*}"
+    job = site.batch(
+        f"#!/bin/sh\necho mine >/tmp/mine\nsrun --container=debian-12 sh -c '{ask}'\n", TINY, "-wn1"
+    )
+    assert job.output == "mine\nin debian-12\n"
+    assert site.eventually(lambda: site.leftovers("n1") == []), site.leftovers("n1")
+
+
 def test_its_user_cannot_keep_root_waiting(site: Site) -> None:
     """What a rank locks, while it has root's rights, the user can have no lock on."""
     held = """

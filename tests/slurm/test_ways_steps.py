@@ -1,19 +1,16 @@
 """A step that asks for another container runs in that one, and its job goes on in its own."""
 
 import re
-from contextlib import contextmanager
 from typing import Iterator
 
 import pytest
 from site_tools import NODES, Site
+from step_tools import OTHER, ends_late
 
 pytestmark = pytest.mark.slurm
 
 INSIDE = "echo rank $SLURM_PROCID in ${HPCWRAP_CONTAINER%%@*}.; [ -e /bin/bash ] || echo no bash"
 RANK = f"/bin/sh -c '{INSIDE}'"
-OTHER = "srun --container=busybox-1"
-PLUGSTACK = "/etc/slurm/plugstack.conf"
-PROLOG = "/opt/hpcwrap/share/hpcwrap/prolog/slurm.sh"
 
 
 @pytest.fixture(autouse=True)
@@ -122,26 +119,6 @@ def test_the_epilog_drops_what_a_killed_slurmstepd_left(site: Site, killed: str)
     assert site.eventually(lambda: site.root("n1", "ls", STEP.format(killed)).code != 0)
 
 
-@contextmanager
-def slow_prolog(site: Site) -> Iterator[None]:
-    """Steps' prologs take 10 s, as they may where an image is pulled; the plugin waits 2 s."""
-    wait = '[ -z "${HPCWRAP_STEP:-}" ] || /usr/bin/sleep 10'
-    site.need("cluster", "exec", "ctl", "sed", "-i", f"s,^set -u,&; {wait},", PROLOG)
-    site.need("cluster", "exec", "ctl", "sed", "-i", "/spank_hpcwrap/s/$/ patience=2/", PLUGSTACK)
-    try:
-        yield
-    finally:
-        site.need("cluster", "exec", "ctl", "sed", "-i", "s/^set -u;.*/set -u/", PROLOG)
-        site.need("cluster", "exec", "ctl", "sed", "-i", "s/ patience=2$//", PLUGSTACK)
-
-
 def test_a_prolog_that_takes_too_long_is_not_waited_for(site: Site) -> None:
-    """It goes on, where Slurm does not kill it (proctrack); what it makes for nobody is swept."""
-    with slow_prolog(site):
-        ran = site.alice("bash", "-c", f"salloc -Q -n1 -wn1 {OTHER} touch ran-late")
-        assert site.eventually(
-            lambda: site.root("n1", "pgrep", "-fx", "/usr/bin/sleep 10").code != 0
-        )
-    assert ran.stderr.count("after 2 s the node is still at it") == 1
-    assert site.alice("ls", "ran-late").code != 0
-    assert site.root("n1", "hpcwrap", "sweep").code == 0
+    """It goes on after the end of its step and job, and drops what it has made for nobody."""
+    assert ends_late(site, "n1").endswith("\n0\ncode 0\n")
