@@ -6,6 +6,8 @@ prefix=${0%/share/hpcwrap/*}
 job=/run/hpcwrap/jobs/${SLURM_JOB_ID:?}
 code=0
 
+/usr/bin/rm -f "/run/hpcwrap/gpus/$SLURM_JOB_ID"
+
 # $1: what is to be dropped; $2: the step that it is of, empty for the job itself.
 drop() {
     # Once more for one that was killed: only Python knows of the leases in the store.

@@ -19,6 +19,9 @@ JOBS = RUN + "/jobs"
 ENDED = RUN + "/ended"
 """What is remembered of jobs that have ended (0711); each file is root's and its user's to read."""
 
+GPUS = RUN + "/gpus"
+"""A file for each of Slurm's jobs with GPUs, which says which; root's alone."""
+
 HELPER_SOCKET = RUN + "/helper.sock"
 """Where the helper listens (hpcwrap-helper.socket); everyone may connect."""
 

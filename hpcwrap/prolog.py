@@ -106,6 +106,7 @@ def run(adapter: schedulers.Adapter) -> None:
     """Run one prolog.  Raises HpcwrapError only where no error can be left in the job's record."""
     watch = Stopwatch()
     job, request = adapter.read_prolog(os.environ)
+    note_given(adapter)
     if job.owners:
         sweep_leftovers()
     try:
@@ -245,6 +246,12 @@ def report(job: Job, made: record.Record, watch: Stopwatch) -> None:
     """Leave one line in syslog, with what was not as it should be; `watch` is the whole stage's."""
     warning = {"warning": made.warning} if made.warning else {}
     log.stage_line("prolog", **who(job), image=made.label, ms=watch.milliseconds(), **warning)
+
+
+def note_given(adapter: schedulers.Adapter) -> None:
+    """Have the scheduler's word kept of what the job has of this node, for later prologs of it."""
+    if hasattr(adapter, "note"):
+        cast(schedulers.NotingAdapter, adapter).note(os.environ)
 
 
 def note_image(job: Job, made: record.Record, adapter: schedulers.Adapter) -> None:

@@ -23,15 +23,9 @@ enum { TOLD = 3, MANY_DESCRIPTORS = 1024 };
 
 /* ---- what the prolog reads of a job ---- */
 
-/* The environment of slurmstepd is slurmd's, and so the site's; that of the step is the user's, who
- * decides nothing by it that the prolog does not ask about again. */
+/* The environment of slurmstepd is slurmd's, and so the site's. */
 static const char *const BY_SITE[] = {"SLURM_CONF", "SLURMD_NODENAME"};
-static const char *const BY_USER[] = {
-    "SLURM_NODELIST",       "SLURM_JOB_GPUS",   "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES",
-    "HIP_VISIBLE_DEVICES",  "ZE_AFFINITY_MASK", "GPU_DEVICE_ORDINAL",
-};
-enum { SITES = sizeof BY_SITE / sizeof *BY_SITE, USERS = sizeof BY_USER / sizeof *BY_USER };
-enum { VARIABLES = 8 + SITES + USERS + 1 };
+enum { SITES = sizeof BY_SITE / sizeof *BY_SITE, VARIABLES = 9 + SITES + 1 };
 
 struct list {
     char *words[VARIABLES];
@@ -54,6 +48,8 @@ static void say_number(struct list *list, const char *name, uint32_t value)
     say(list, name, text);
 }
 
+/* The environment of the step is the user's, who decides by it what is this step's own affair: where
+ * it starts, what it asks for, and which nodes its launchers find. */
 static bool describe(const struct stage *stage, const struct variables *asked, struct list *list)
 {
     uid_t user;
@@ -70,11 +66,10 @@ static bool describe(const struct stage *stage, const struct variables *asked, s
     say_number(list, "SLURM_JOB_GID", group);
     say_number(list, "SLURM_JOB_NUM_NODES", nodes);
     say(list, "SLURM_JOB_WORK_DIR", asked->get(asked->where, "PWD"));
+    say(list, "SLURM_NODELIST", asked->get(asked->where, "SLURM_NODELIST"));
     say(list, "SPANK_HPCWRAP_CONTAINER", stage->container);
     for (int i = 0; i < SITES; i++)
         say(list, BY_SITE[i], getenv(BY_SITE[i]));
-    for (int i = 0; i < USERS; i++)
-        say(list, BY_USER[i], asked->get(asked->where, BY_USER[i]));
     return list->complete;
 }
 

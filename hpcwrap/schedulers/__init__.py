@@ -97,6 +97,13 @@ class AccountingAdapter(Adapter, Protocol):
         """
 
 
+class NotingAdapter(Adapter, Protocol):
+    """What the prolog needs besides, of a scheduler whose steps may have their own containers."""
+
+    def note(self, environ: Mapping[str, str]) -> None:
+        """Note what only the job's prolog is told; `environ` is its environment."""
+
+
 class CallerAdapter(Adapter, Protocol):
     """What the helper needs besides, of a scheduler without a root hook (docs/decisions/0103)."""
 

@@ -16,7 +16,7 @@ from hpcwrap.environment import Mount
 from hpcwrap.errors import SiteError, UserError
 from hpcwrap.job import Job, User, find_user, make_user
 from hpcwrap.request import Request, harmless, make_request
-from hpcwrap.schedulers import Commands, Launcher, slurm_hosts
+from hpcwrap.schedulers import Commands, Launcher, slurm_gpus, slurm_hosts
 from hpcwrap.textfile import read_text
 
 if TYPE_CHECKING:
@@ -61,12 +61,6 @@ starts a daemon of mpirun that starts ranks in turn, and those are not to be pin
 MISLEADING = ("SLURM_CPUS_PER_TASK", "SRUN_CPUS_PER_TASK", "SLURM_EXACT", "SLURM_HOSTFILE")
 """Input variables of srun that no option of the command line takes back."""
 
-GPU_VARIABLES = (
-    *("SLURM_JOB_GPUS", "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK"),
-    "GPU_DEVICE_ORDINAL",
-)
-"""Which of them are set: Flags= of gres.conf(5)."""
-
 
 def read_prolog(environ: Mapping[str, str]) -> Tuple[Job, Request]:
     """Read the job and its request from the prolog's environment.
@@ -101,14 +95,27 @@ def read_owners(environ: Mapping[str, str]) -> Tuple[int, ...]:
 
 
 def read_gpus(environ: Mapping[str, str]) -> Optional[Gpus]:
-    """Read which GPUs the job has on this node; None for none."""
-    if not any(name in environ for name in GPU_VARIABLES):
+    """Read which GPUs the job has on this node; None for none.
+
+    For a step's own container they are what the job's prolog noted: all else is its user's word.
+    """
+    if environ.get(STEP):
+        noted = slurm_gpus.noted(_number(environ, "SLURM_JOB_ID"))
+        conf = {"SLURM_CONF": environ["SLURM_CONF"]} if "SLURM_CONF" in environ else {}
+        environ = {**conf, **noted}
+    if not any(name in environ for name in slurm_gpus.VARIABLES):
         return None
     from hpcwrap import gpus
 
     found = gpus.read_gpus(environ)
     directory = os.path.dirname(environ.get("SLURM_CONF", CONFIGURATION))
     return found._replace(renumber=not constrains_devices(directory))
+
+
+def note(environ: Mapping[str, str]) -> None:
+    """Note what the job has of this node, for its steps: slurmd tells the job's prolog alone."""
+    if not environ.get(STEP):
+        slurm_gpus.note(_number(environ, "SLURM_JOB_ID"), environ)
 
 
 def constrains_devices(directory: str) -> bool:

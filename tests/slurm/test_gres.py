@@ -143,6 +143,26 @@ def test_srun_of_its_own_allocation(site: Site) -> None:
     assert {each["cuda"] for each in found} == {"0,1,2"}
 
 
+LIES = "CUDA_VISIBLE_DEVICES=0,1,2,3 SLURM_JOB_GPUS=0,1,2,3"
+
+
+@pytest.mark.parametrize("own", ["--container=debian-12", "--container=none"])
+def test_a_step_in_another_container_has_its_jobs_whatever_it_says(site: Site, own: str) -> None:
+    step = f"srun {INSIDE} sh ./look step"
+    job = site.batch(f"#!/bin/sh\n{step}\n{LIES} {step}\n", own, "--gres=gpu:1", "-wn1")
+    first, lied = seen(job, "step")
+    assert first["open"] == lied["open"] == f"{first['job']} ctl"
+    none = site.batch(f"#!/bin/sh\n{LIES} {step}\n", own, "-wn1")
+    assert [each["open"] for each in seen(none, "step")] == [""]
+    assert script(site, "n1", "ls /run/hpcwrap/gpus") == ""
+
+
+def test_steps_of_salloc_in_another_container_have_their_jobs(site: Site) -> None:
+    ran = site.alice("salloc", "-Q", "--gres=gpu:2", "srun", INSIDE, "/bin/sh", "./look", "here")
+    (found,) = seen(Job("1", ran.code, ran.stdout, ran.stderr))
+    assert (found["open"], found["cuda"]) == ("0 1 ctl", "0,1")
+
+
 def test_a_node_without_a_spec_says_so_and_stays_in_service(site: Site) -> None:
     script(site, "n2", f"mv {SPEC} {SPEC}.kept")
     try:

@@ -15,7 +15,7 @@ from hpcwrap.environment import is_name
 from hpcwrap.errors import SiteError
 from hpcwrap.job import Job
 from hpcwrap.request import Request, is_image
-from hpcwrap.schedulers import default_container, load, slurm
+from hpcwrap.schedulers import default_container, load, slurm, slurm_gpus
 
 ME = pwd.getpwuid(os.getuid())
 ENVIRON = {
@@ -57,6 +57,25 @@ def test_a_steps_own_container_is_its_slurmstepds() -> None:
     assert slurm.account(environ(HPCWRAP_STEP="3", SLURM_NODELIST="n1"), "debian-12@x") is None
     with pytest.raises(SiteError, match="HPCWRAP_STEP"):
         slurm.read_job_id(environ(HPCWRAP_STEP="../1"))
+
+
+def test_gpus_of_a_steps_own_container_are_those_that_the_jobs_prolog_noted(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm_gpus.note, "__defaults__", (str(tmp_path / "gpus"),))
+    monkeypatch.setattr(slurm_gpus.noted, "__defaults__", (str(tmp_path / "gpus"),))
+    step = environ(HPCWRAP_STEP="3", CUDA_VISIBLE_DEVICES="0,1,2,3", SLURM_JOB_GPUS="0,1,2,3")
+    slurm.note(environ())
+    slurm.note(step)
+    assert slurm.read_gpus(step) is None
+    slurm.note(environ(SLURM_JOB_GPUS="2", CUDA_VISIBLE_DEVICES="2"))
+    found = slurm.read_gpus(step)
+    assert found is not None
+    assert (found.names, found.vendors) == (("2",), ("nvidia.com",))
+    (tmp_path / "gpus" / "4711").write_text("{")
+    assert slurm.read_gpus(step) is None
+    slurm.note(environ())
+    assert list((tmp_path / "gpus").iterdir()) == []
 
 
 @pytest.mark.parametrize(("text", "nodes"), [("8", 8), ("", 1), ("x", 1), ("-2", 1)])
