@@ -38,8 +38,9 @@ def test_a_job_can_submit_the_next_from_inside(site: Site) -> None:
 
 def test_commands_are_at_their_own_paths_for_login_shells(site: Site) -> None:
     job = site.batch(
-        "#!/bin/bash -l\nsrun echo one\nPATH=/usr/bin:/bin\nsrun echo two\n"
-        "/usr/bin/srun echo three\n",
+        # Else srun tells of a step that it had to wait for.
+        "#!/bin/bash -l\nsrun -Q echo one\nPATH=/usr/bin:/bin\nsrun -Q echo two\n"
+        "/usr/bin/srun -Q echo three\n",
         "--container=debian-12",
     )
     assert job.output == "one\ntwo\nthree\n"

@@ -15,7 +15,7 @@ IMAGES = {
 }
 PUSHED = ("musl-1", "sid-1")
 
-# It prints no number of a job: those differ.
+# It prints no number of a job: those differ; so does what srun says of a wait for the step before.
 SCRIPT = """\
 #!/bin/sh
 say() { echo "== $1"; "$@" 2>&1; echo "code $?"; }
@@ -26,21 +26,21 @@ say scontrol show hostnames 'node[08-11,20]'
 say scontrol show partition main
 say scontrol write batch_script $SLURM_JOB_ID -
 say scontrol update JobId=$SLURM_JOB_ID Comment="$(echo seen)"
-say srun -l -n2 -N2 sh -c 'echo rank $SLURM_PROCID of $SLURM_NTASKS; exit 5' | sort
+say srun -Q -l -n2 -N2 sh -c 'echo rank $SLURM_PROCID of $SLURM_NTASKS; exit 5' | sort
 say srun --no-such-option
-echo typed | say srun cat
+echo typed | say srun -Q cat
 say sattach --layout 999999.0
 echo cast >cast-file
 say sbcast --force cast-file /tmp/cast-there
-say srun -n2 -N2 cat /tmp/cast-there
-say srun -n2 -N2 rm /tmp/cast-there
+say srun -Q -n2 -N2 cat /tmp/cast-there
+say srun -Q -n2 -N2 rm /tmp/cast-there
 held=$(sbatch --parsable --hold --wrap true)
 say squeue -h -j $held -o '%T %r'
 say scontrol release $held
 say scontrol hold $held
 say scancel $held
 say squeue -h -j $held
-say salloc -Q -n1 srun echo in another allocation
+say salloc -Q -n1 srun -Q echo in another allocation
 say sstat -j $SLURM_JOB_ID
 say sacct -j $SLURM_JOB_ID
 say sacctmgr -n show cluster
