@@ -141,7 +141,7 @@ def test_ranks_are_bound_as_without_a_container(site: Site) -> None:
 def test_openmp_has_a_thread_for_each_cpu_of_its_rank(site: Site) -> None:
     site.need("cluster", "as", "alice", "tee", "openmp.c", stdin=OPENMP.read_text())
     ask = "--cpu-bind=cores sh -c 'echo $(./openmp) of $(nproc)'"
-    steps = f"gcc -fopenmp -o openmp openmp.c\nsrun -n1 -c2 {ask}\nsrun -n2 -c1 {ask}\n"
+    steps = f"gcc -fopenmp -o openmp openmp.c\nsrun -n1 -c2 {ask}\nsrun -Q -n2 -c1 {ask}\n"
     job = site.batch(f"#!/bin/sh\n{steps}", "--container=debian-12", "-n2", "-N1", "--mem=200")
     assert job.output.splitlines() == ["2 2 2 of 2", *["1 1 1 of 1"] * 2]
 
