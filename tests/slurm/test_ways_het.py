@@ -10,8 +10,8 @@ from site_tools import RELEASE, Site
 
 pytestmark = pytest.mark.slurm
 
-# Before 24.05.4, srun of two components often does not end under PMIx, without hpcwrap as well:
-# both threads join one and the same of its agent (SchedMD's ticket 16817, docs/decisions/0142).
+# Before 24.05.4, srun of two components may hang under PMIx, without hpcwrap as well: it joins a
+# thread of its own that nobody ends (SchedMD's ticket 16817, docs/decisions/0142).
 MPI = "export SLURM_MPI_TYPE=none\n" if RELEASE == "22.05" else ""
 WHERE = "echo $SLURM_PROCID in ${HPCWRAP_CONTAINER%%@*}."
 ASK = f"/bin/sh -c '{WHERE}'"
