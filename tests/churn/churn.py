@@ -241,15 +241,15 @@ def by_number(rows: Sequence[Row]) -> Dict[int, List[Row]]:
 
 def faults(work: Work, rows: Sequence[Row], lines: Sequence[str]) -> List[str]:
     """Which promises were broken to one work."""
+    seen = set(marks(lines))
     found = [
         f"{work.name} ({work.kind}) ran in {mark} and not in {work.expected or 'nothing'}"
-        for mark in set(marks(lines))
-        if mark != work.expected
+        for mark in seen - work.expected
     ]
     completed = sum(row.state == "COMPLETED" for row in rows)
     if work.kind in BAD and completed:
         found.append(f"{work.name} ({work.kind}) has no container, and ended well")
-    if completed > len(list(marks(lines))):
+    if completed > len(marks(lines)) or (completed and work.expected - seen):
         found.append(f"{work.name} ({work.kind}) ended well, and has not run")
     if work.kind != "forbidden" and not rows:
         found.append(f"{work.name} ({work.kind}) was not taken")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import Dict, List, NamedTuple, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Sequence, Set, Tuple
 
 IMAGES = ("red", "blue")
 """Environments that run; their images have their names in /churn-image."""
@@ -29,6 +29,8 @@ class Kind(NamedTuple):
     options: Tuple[str, ...] = ()
 
 
+OWN_STEP = "srun --container={other} sh -c '{mark}; sleep {nap}'"
+
 KINDS: Dict[str, Kind] = {
     "one": Kind(40, "sleep {nap}"),
     "steps": Kind(14, "srun sh -c '{mark}; sleep {nap}'", ("-n2",)),
@@ -39,6 +41,8 @@ KINDS: Dict[str, Kind] = {
     ),
     "long": Kind(6, "sleep 10"),
     "srun": Kind(4, "sleep {nap}", ("-n2",)),
+    "own step": Kind(10, OWN_STEP, ("-n2",)),
+    "own step of the host's": Kind(5, OWN_STEP, ("-N2",)),
     "fails": Kind(4, "sleep {nap}; exit 7"),
     "no command": Kind(2, "srun no-such-command"),
     "host": Kind(4, "sleep {nap}"),
@@ -49,15 +53,22 @@ KINDS: Dict[str, Kind] = {
 """The last three can have no container: an image that is no image, none, and one of another's."""
 
 BAD = ("broken", "missing", "forbidden")
+OWN = ("own step", "own step of the host's")
+BARE = ("host", "own step of the host's")
+"""Kinds whose step is in another container than the job, and whose job is in none."""
 
 
 class Work(NamedTuple):
-    """One submission; `container` is the environment, empty for a job of the host's."""
+    """One submission; `container` is the environment, empty for a job of the host's.
+
+    `other` is that of a step which has one of its own.
+    """
 
     number: int
     kind: str
     user: str
     container: str
+    other: str
     options: Tuple[str, ...]
     script: str
     jobs: int
@@ -68,9 +79,10 @@ class Work(NamedTuple):
         return f"churn-{self.number}"
 
     @property
-    def expected(self) -> str:
-        """What its marks are to say; empty where it must not run."""
-        return "" if self.kind in BAD else self.container or HOST
+    def expected(self) -> Set[str]:
+        """What its marks are to say, all of it if it ends well; nothing where it must not run."""
+        own = {self.other} if self.other else set()
+        return set() if self.kind in BAD else {self.container or HOST} | own
 
 
 class Blow(NamedTuple):
@@ -118,21 +130,24 @@ def deal_one(chance: random.Random, number: int) -> Work:
     (name,) = chance.choices(list(KINDS), [kind.weight for kind in KINDS.values()])
     kind = KINDS[name]
     container = chance.choice(IMAGES)
+    other = next(image for image in IMAGES if image != container) if name in OWN else ""
     user = chance.choice(USERS)
     words = {
+        "other": other,
         "nap": f"{chance.uniform(0, 2):.1f}",
         "nodes": str(chance.randint(2, 4)),
         "mark": MARK,
     }
     if name in BAD:
         container = name
-    if name == "host":
+    if name in BARE:
         container = ""
     if name == "forbidden":
         user = "alice"
     options = tuple(option.format(**words) for option in kind.options)
     script = f"{MARK}\n{kind.script.format(**words)}\n"
-    return Work(number, name, user, container, options, script, ARRAY if name == "array" else 1)
+    jobs = ARRAY if name == "array" else 1
+    return Work(number, name, user, container, other, options, script, jobs)
 
 
 def deal_blows(chance: random.Random, jobs: int) -> Sequence[Blow]:
