@@ -16,6 +16,7 @@ whatever goes wrong there rejects the job.  Written for Lua 5.1 to 5.4. ]]
 local CONTROL = "HPCWRAP_CONTAINER" -- what the SPANK plugin of the client carries to the prolog
 local MARK = "SLURM_SPANK_" .. CONTROL -- in a step's environment: its job asked for a container
 local TOKEN = "hpcwrap=" -- a word of the job's comment: how the prolog hears of it without SPANK
+local OPTION = "--container"
 local NONE = "none"
 local VERSION = 2
 local MAX_TEXT = 512
@@ -130,6 +131,40 @@ local function carried_name(job)
         end
     end
     return nil
+end
+
+local function scron_words(script)
+    local words = {}
+    for line in script:gmatch("[^\n]+") do
+        for word in (line:match("^%s*#SCRON(.*)") or ""):gmatch("%S+") do
+            if word:sub(1, 1) == "#" then
+                break
+            end
+            words[#words + 1] = (word:gsub("[\"']", ""))
+        end
+    end
+    return words
+end
+
+-- scrontab reads --container of an entry and does not send it (scrontab.c); but the script that it
+-- sends begins with the entry's lines.  getopt_long(3) takes the beginning of a name for all of it.
+local function scron_option(script)
+    local words, found = scron_words(script), nil
+    for index, word in ipairs(words) do
+        local name, value = word:match("^(%-%-conta[^=]*)=?(.*)$")
+        if name and OPTION:sub(1, #name) == name then
+            found = #word > #name and value or words[index + 1] or ""
+        end
+    end
+    return found
+end
+
+local function container_of(job)
+    local sent = job.container
+    if sent and sent ~= "" or not job.cron_job or not job.script then
+        return sent
+    end
+    return scron_option(job.script)
 end
 
 -- The last hpcwrap=NAME of a comment, as hpcwrap/schedulers/slurm.py reads it.
@@ -479,9 +514,9 @@ local function check(known, text, job)
     return pinned(known, name, pin, job)
 end
 
-local function asked(known, job, partitions, carried, bundle)
-    local option = not bundle and job.container or nil
-    local text = agree(agree(carried, option), token_name(job.comment))
+local function asked(known, job, partitions, carried, option)
+    local bundle = is_bundle(known, option)
+    local text = agree(agree(carried, not bundle and option or nil), token_name(job.comment))
     if text then
         return text
     end
@@ -494,13 +529,13 @@ end
 
 local function submit(known, job, partitions)
     local carried = carried_name(job)
-    local bundle = is_bundle(known, job.container)
-    local text = asked(known, job, partitions, carried, bundle)
+    local option = container_of(job)
+    local text = asked(known, job, partitions, carried, option)
     if not text then
         return
     end
     local word = check(known, text, job)
-    if not bundle then
+    if not is_bundle(known, option) then
         note(known, text, word, job)
     end
     if not carried or word ~= carried then

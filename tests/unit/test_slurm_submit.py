@@ -200,6 +200,39 @@ def test_each_run_of_an_entry_of_scrontab_takes_the_image_of_its_day(lua: Filter
     assert lua.submit(container=PIN, **entry).comment == f"hpcwrap={PIN}"
 
 
+@pytest.mark.parametrize(
+    ("lines", "word"),
+    [
+        ("#SCRON --container=debian-12 -n1", "debian-12"),
+        ("#SCRON --time=5\n#SCRON --container debian-12", "debian-12"),
+        ("#SCRON --containe 'debian-12'", "debian-12"),
+        ('#SCRON --container=of-alice\n#SCRON "--container=debian-12"', "debian-12"),
+        ("#SCRON --container=none", "none"),
+        ("#SCRON --contiguous debian-12", None),
+        ("#SCRON -n1 # --container=debian-12", None),
+        ("#SBATCH --container=debian-12", None),
+    ],
+)
+def test_scrontab_has_the_option_in_its_script_only(
+    lua: Filter, lines: str, word: Optional[str]
+) -> None:
+    """Written as scrontab.c does; what it asks for is a word of the comment, and the mark."""
+    script = f"#!/bin/sh\n# This job was submitted through scrontab\n{lines}\n# crontab\ntrue\n"
+    done = lua.submit(script=script, environment={}, cron_job=True)
+    assert done.code == 0
+    assert done.comment == (word and f"hpcwrap={word}")
+    assert done.mark == (None if word == "none" else word)
+    assert not lua.submit(script=script, environment={}).comment, "no entry of scrontab"
+
+
+@pytest.mark.parametrize("option", ["--container", "--container=", "--container=debain-12"])
+def test_a_wrong_option_of_scrontab_is_refused(lua: Filter, option: str) -> None:
+    script = f"#!/bin/sh\n#SCRON {option}\ntrue\n"
+    done = lua.submit(script=script, environment={}, cron_job=True)
+    assert (done.code, done.mark) == (-1, None)
+    assert "there is no environment" in done.said
+
+
 def test_users_name_no_digest_of_another_image(lua: Filter) -> None:
     done = lua.submit(container=f"debian-12@{NEVER}")
     assert done.code == -1
