@@ -10,6 +10,7 @@ ADDRESS = "10.99.0.1"
 CGROUP = Path("/sys/fs/cgroup")
 PREFIX = Path("/opt/hpcwrap")
 SHARE = PREFIX / "share" / "hpcwrap"
+PLUGIN = PREFIX / "lib" / "hpcwrap" / "spank_hpcwrap.so"
 SLURM = Path("/etc/slurm")
 KEY = Path("/etc/munge/munge.key")
 START_SECONDS = 200.0
@@ -72,11 +73,15 @@ def name_the_node() -> None:
 
 
 def install() -> None:
-    """Make the work tree look installed: what the prolog's script needs of a prefix."""
+    """Make the work tree look installed: what the prolog's script needs of a prefix, and the plugin
+    to find that script.
+    """
     (PREFIX / "bin").mkdir(parents=True)
     (PREFIX / "bin" / "python3").symlink_to("/usr/bin/python3")
     SHARE.parent.mkdir()
     SHARE.symlink_to("/hpcwrap")
+    PLUGIN.parent.mkdir(parents=True)
+    shutil.copy("/hpcwrap/native/build/spank_hpcwrap.so", PLUGIN)
     # Python in isolated mode (-I) looks at its own directories only.
     Path("/usr/lib/python3/dist-packages/hpcwrap.pth").write_text("/hpcwrap\n")
 
@@ -86,7 +91,7 @@ def write_files() -> None:
     SLURM.mkdir(exist_ok=True)
     (SLURM / "slurm.conf").write_text(SLURM_CONF)
     (SLURM / "cgroup.conf").write_text(CGROUP_CONF)
-    (SLURM / "plugstack.conf").write_text("required /hpcwrap/native/build/spank_hpcwrap.so\n")
+    (SLURM / "plugstack.conf").write_text(f"required {PLUGIN}\n")
     for directory in ("log/slurm", "spool/slurmctld", "spool/slurmd"):
         Path("/var", directory).mkdir(parents=True, exist_ok=True)
 

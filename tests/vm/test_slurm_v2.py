@@ -2,6 +2,7 @@
 
 import subprocess
 from pathlib import Path
+from typing import Iterator
 
 import pytest
 from vm import REPOSITORY, Slurm, Vm
@@ -54,7 +55,56 @@ def test_each_rank_and_step_of_a_job_sees_them(vm: Vm, slurm: Slurm) -> None:
     user = "setpriv --reuid=alice --regid=alice --init-groups"
     options = "--wait --quiet -n2 --mem=64 --container=slurm --output=/tmp/steps-of-alice"
     done = vm.need(f'cd /tmp && {user} sbatch {options} --wrap "{steps}"; cat /tmp/steps-of-alice')
-    assert done.split() == ["0::/", str(64 << 20)] * 3
+    assert sorted(done.split()) == sorted(["0::/", str(64 << 20)] * 3)
+
+
+# Stands before the prolog's Python: says where a step's own is, and has it outlast the step.
+PYTHON = """#!/bin/sh
+if [ -n "$HPCWRAP_STEP_OWNER" ]; then
+    cat /proc/self/cgroup /proc/self/oom_score_adj >/tmp/step-said
+    sleep $(cat /tmp/step-sleeps)
+    /usr/bin/python3 "$@"
+    code=$?
+    echo code $code >>/tmp/step-said
+    exit $code
+fi
+exec /usr/bin/python3 "$@"
+"""
+OTHER = """
+cd /tmp; echo {sleeps} >/tmp/step-sleeps; rm -f step-said
+setpriv --reuid=alice --regid=alice --init-groups sbatch --wait --quiet --mem=64 \\
+    --output=/tmp/other-of-alice --wrap 'srun --container=other sh -c "{ask}"' || :
+until grep -s code /tmp/step-said; do sleep 0.1; done >/dev/null
+cat /tmp/step-said /tmp/other-of-alice
+find /sys/fs/cgroup -path '*/job_*/step_*' -name cgroup.procs
+"""
+
+
+@pytest.fixture
+def told(vm: Vm, slurm: Slurm) -> Iterator[None]:
+    """Prologs of steps say where they are."""
+    vm.add_environment("other", image="slurm")
+    vm.need("rm /opt/hpcwrap/bin/python3")
+    vm.add_file("/opt/hpcwrap/bin/python3", PYTHON.encode())
+    yield
+    vm.need("ln -sf /usr/bin/python3 /opt/hpcwrap/bin/python3")
+    vm.need("sed -i 's/ patience=.*//' /etc/slurm/plugstack.conf")
+
+
+@pytest.mark.usefixtures("told")
+def test_the_prolog_of_a_steps_own_container_is_in_no_cgroup_of_its_job(vm: Vm) -> None:
+    """The ranks are; a prolog that outlasts its step leaves nothing there either."""
+    ask = r"echo \${HPCWRAP_CONTAINER%%@*}; cat /sys/fs/cgroup/memory.max"
+    where, rest = vm.need(OTHER.format(sleeps=0, ask=ask)).split("\n", 1)
+    assert where.endswith("/system")
+    assert rest.split() == ["0", "code", "0", "other", str(64 << 20)]
+    vm.need("sed -i 's/.so$/& patience=1/' /etc/slurm/plugstack.conf")
+    late = vm.need(OTHER.format(sleeps=6, ask="echo WRONG"))
+    assert late.split("\n", 1)[0] == where
+    assert "after 1 s the node is still at it" in late
+    assert "WRONG" not in late
+    assert "step_" not in late
+    assert vm.need("ls /run/hpcwrap/jobs") == ""
 
 
 def test_the_limit_holds_and_slurm_tells_of_it(slurm: Slurm) -> None:
