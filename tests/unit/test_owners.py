@@ -13,7 +13,7 @@ from zlib import crc32
 
 import pytest
 
-from hpcwrap import owners, sweep
+from hpcwrap import epilog, owners, sweep
 from hpcwrap.paths import JobPaths
 from hpcwrap.run import start_time
 
@@ -139,6 +139,25 @@ def test_a_sweep_leaves_alone_what_another_is_at(place: JobPaths) -> None:
             assert free, "another job's turn is another's"
         prolog.kill()
     assert sweep.sweep(jobs_of(place)).ended == ["pbs-12.server"]
+
+
+def test_an_epilog_does_not_wait_for_whoever_ends_the_job_itself(
+    place: JobPaths, sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prolog, say, that pulls for a step whose slurmstepd is gone."""
+    monkeypatch.setattr(JobPaths.__init__, "__defaults__", (jobs_of(place),))
+    owners.begin(place, [sleeper.pid])
+    sleeper.kill()
+    sleeper.wait()
+    argv = [sys.executable, "-I", "-c", HOLD, REPOSITORY, jobs_of(place), "pbs-12.server"]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as prolog:
+        assert prolog.stdout
+        assert prolog.stdout.readline() == b"mine\n"
+        assert epilog.epilog("pbs-12.server") is None
+        assert os.path.isdir(place.directory)
+        prolog.kill()
+    epilog.epilog("pbs-12.server")
+    assert not os.path.exists(place.directory)
 
 
 def test_the_first_look_after_a_boot_finds_nothing(tmp_path: Path) -> None:
