@@ -33,7 +33,7 @@ EXITS: Dict[str, str] = {
     "srun: exit codes": """for code in 0 3 255; do srun $C sh -c "exit $code"; echo $?; done""",
     "srun: killed by a signal": "srun $C sh -c 'kill -9 $$'; echo $?",
     "srun: some ranks fail": "srun $C -n3 sh -c 'exit $SLURM_PROCID'; echo $?",
-    "srun: -K": "srun $C -K -n2 sh -c '[ $SLURM_PROCID = 0 ] && exit 9; sleep 60'; echo $?",
+    "srun: -K": "srun $C -K -n2 sh -c '[ $SLURM_PROCID = 0 ] && exit 9; exec sleep 60'; echo $?",
     "srun: no such command": "srun $C /no/such/command; echo $?",
     "sbatch: exit code": """over --wrap "$W; exit 5\"""",
     "sbatch: killed by a signal": "over --wrap 'kill -9 $$'",
@@ -123,7 +123,8 @@ def run(site: Site, script: str, ask: str) -> Ended:
 def plain(text: str) -> str:
     """Without numbers of jobs, times, directories, and what is said or not by chance."""
     chance = re.compile(
-        r"s(run|alloc): job \d+ |srun: (Job \d+ step creation|Step created)|(Killed|Terminated)$"
+        r"s(run|alloc): job \d+ |(Killed|Terminated)$|"
+        r"srun: (Job \d+ step creation|Step created|Force Terminated)"
     )
     text = "\n".join(line for line in text.splitlines() if not chance.match(line))
     # With milliseconds from 25.05 on.
