@@ -133,14 +133,21 @@ local function carried_name(job)
     return nil
 end
 
+-- What is in quotes is one word, or a part of one.
+local function unquoted(options)
+    return (options:gsub("([\"'])(.-)%1", function(_, text)
+        return (text:gsub("[%s#\"']", "_"))
+    end))
+end
+
 local function scron_words(script)
     local words = {}
     for line in script:gmatch("[^\n]+") do
-        for word in (line:match("^%s*#SCRON(.*)") or ""):gmatch("%S+") do
+        for word in unquoted(line:match("^%s*#SCRON(.*)") or ""):gmatch("%S+") do
             if word:sub(1, 1) == "#" then
                 break
             end
-            words[#words + 1] = (word:gsub("[\"']", ""))
+            words[#words + 1] = word
         end
     end
     return words
