@@ -116,7 +116,7 @@ class FourNodes(Site):
 
     def bring_up(self) -> None:
         """Cluster, hpcwrap, images and environments."""
-        self.need("cluster", "down")
+        self.take_down()  # of a run that was killed
         self.need("cluster", "up", "--nodes", str(len(NODES)))
         self.need("image", "push", "busybox-1")
         with self.path("etc-slurm", "slurm.conf").open("a") as file:
@@ -133,8 +133,8 @@ class FourNodes(Site):
             self.run(node, "sh", "/shared/provision.sh")
 
     def take_down(self) -> None:
-        """The cluster, and Slurm's cgroups, which are the machine's."""
-        super().take_down()
+        """The cluster, which no other run can go on with, and Slurm's cgroups: the machine's."""
+        self.need("cluster", "down")
         for node in NODES:
             reboot.remove_cgroups(node)
 
