@@ -49,6 +49,6 @@ def test_compilers_analysis_finds_nothing(tmp_path: pathlib.Path) -> None:
     if not HEADER.exists() or not shutil.which("gcc"):
         pytest.skip("gcc and Slurm's headers are not both installed")
     strict = ["gcc", "-fanalyzer", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-c"]
-    for name in ("enter.c", "hpcwrap-enter.c", "stage.c", "spank_hpcwrap.c"):
+    for name in ("enter.c", "entry.c", "hpcwrap-enter.c", "stage.c", "spank_hpcwrap.c"):
         output = str(tmp_path / "object.o")
         subprocess.run([*strict, str(NATIVE / name), "-o", output], check=True)
