@@ -6,7 +6,8 @@ prefix=${0%/share/hpcwrap/*}
 job=/run/hpcwrap/jobs/${SLURM_JOB_ID:?}
 code=0
 
-/usr/bin/rm -f "/run/hpcwrap/gpus/$SLURM_JOB_ID"
+gpus=/run/hpcwrap/gpus/$SLURM_JOB_ID
+[ ! -e "$gpus" ] || /usr/bin/rm -f "$gpus"
 
 # $1: what is to be dropped; $2: the step that it is of, empty for the job itself.
 drop() {
