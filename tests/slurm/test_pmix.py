@@ -49,7 +49,7 @@ def test_mpich_without_pmix_is_warned_of_under_pmix(site: Site, pmix: None, mpic
 
 
 def test_mpich_finds_pmi2_in_a_job_without_being_told(site: Site, mpich: str) -> None:
-    job = site.batch(f"#!/bin/sh\nsrun {mpich}\n", "-N2", "-n2", "--container=mpich-12")
+    job = site.batch(f"#!/bin/sh\nsrun {mpich}\n", "-N2", "-n2", "--time=2", "--container=mpich-12")
     assert "the ranks of 2 processes add up to 1: right" in job.output
     assert WARNING not in job.output
 
@@ -62,7 +62,7 @@ def test_a_step_of_one_rank_needs_no_words(site: Site, openmpi: str) -> None:
 
 @own_packages
 def test_the_hosts_mpich_takes_the_place_of_the_images(site: Site, mpich: str) -> None:
-    # Debian's MPICH 4.0.2 hangs in MPI_Finalize now and then with more ranks a node, on hosts, too.
+    # Two, for with more ranks a node MPICH hangs more often (mpi_images.srun).
     ran = srun(site, "mpich-12-host", "pmi2", mpich, ranks=2)
     assert found_each_other(ran, ranks=2)
     library = "/usr/lib/x86_64-linux-gnu/libmpich.so.12"
